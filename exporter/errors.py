@@ -1,0 +1,82 @@
+"""Everything that can go wrong, as one tree. The core knows no HTTP; serving/errors.py maps these to statuses.
+
+LifelistError
+├── BadInput            what a caller sent cannot be used; the message says what would be right
+│   ├── BadImage        not an image we read, or one we refuse to decode
+│   ├── BadSetting      an option, or a value of one, that does not exist
+│   └── TooLarge        over a declared limit
+├── Missing             a version, class, increment or prediction that does not exist
+├── Conflict            it cannot be done in the state things are in
+│   ├── Moved           a reference was not what the caller expected (compare-and-swap lost)
+│   └── NotPrepared     a version asked to answer was not loaded here
+├── Unavailable         not now; try again
+│   └── Overloaded      more work is queued than the limit allows
+├── Corrupt             stored bytes are not what the manifest says
+│   └── BadManifest     a manifest that is not one
+├── Refused             a verdict: a candidate failed a declared check
+└── Failed              an increment cannot go on
+"""
+
+
+class LifelistError(Exception):
+    """The base of every error that this project raises on purpose."""
+
+
+class BadInput(LifelistError):
+    """What a caller sent cannot be used; the message says what would be right."""
+
+
+class BadImage(BadInput):
+    """Not an image that we read, or one that we refuse to decode."""
+
+
+class BadSetting(BadInput):
+    """An option, or a value of one, that does not exist."""
+
+
+class TooLarge(BadInput):
+    """Over a declared limit."""
+
+
+class Missing(LifelistError):
+    """A version, class, increment or prediction that does not exist."""
+
+
+class Conflict(LifelistError):
+    """It cannot be done in the state that things are in."""
+
+
+class Moved(Conflict):
+    """A reference was not what the caller expected: somebody moved it first."""
+
+
+class NotPrepared(Conflict):
+    """A version was asked to answer that is not loaded here."""
+
+
+class Unavailable(LifelistError):
+    """Not now; the same request may succeed later."""
+
+
+class Overloaded(Unavailable):
+    """More work is queued than the limit allows."""
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Corrupt(LifelistError):
+    """Stored bytes are not what the manifest says."""
+
+
+class BadManifest(Corrupt):
+    """A manifest that is not one."""
+
+
+class Refused(LifelistError):
+    """A verdict: a candidate failed a declared check."""
+
+
+class Failed(LifelistError):
+    """An increment cannot go on; the message says why."""
