@@ -1,0 +1,118 @@
+"""Every option of Lifelist, with its default; deploy/sources.py says where values come from and in which order."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from lifelist.serving.options import ServingOptions
+from lifelist.training.options import TrainingOptions
+
+CheckName = Literal["classes", "old_accuracy", "new_class_accuracy", "parity_top1", "parity_logits"]
+
+
+class _Options(BaseModel):
+    """Frozen, and strict about names: what is not declared does not exist."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ExampleOptions(_Options):
+    """How images become training data (deploy/examples.py)."""
+
+    gate_share: float = Field(0.2, ge=0, lt=1, description="share of each class's images that only the gate sees")
+    holdout_share: float = Field(
+        0.1, ge=0, lt=1, description="share of each class's images that only bias correction sees"
+    )
+    keep: bool = Field(False, description="keep images that are neither exemplar nor gate image after promotion")
+    max_per_request: int = Field(1000, ge=1, description="images in one POST /v1/examples")
+    max_request_bytes: int = Field(256 * 2**20, ge=1, description="bytes in one POST /v1/examples")
+
+    @field_validator("holdout_share")
+    @classmethod
+    def _leaves_something_to_train_on(cls, share: float, info: ValidationInfo) -> float:
+        gate_share = info.data.get("gate_share", 0.0)
+        if share + gate_share > 0.8:
+            raise ValueError(
+                f"with gate_share {gate_share} leaves less than a fifth to train on; their sum may be at most 0.8"
+            )
+        return share
+
+
+class GateCheck(_Options):
+    """One line of the gate: what is asked of a candidate (deploy/gate.py says how each is measured).
+
+    classes             its classes are live's and the new ones, no other (no limit)
+    old_accuracy        accuracy on old classes is at most `limit` below live's
+    new_class_accuracy  accuracy of every new class is at least `limit`
+    parity_top1         the exported graph agrees with torch on at least this share of real images
+    parity_logits       and differs by at most this much in any logit
+    """
+
+    check: CheckName
+    limit: float | None = None
+
+    @field_validator("limit")
+    @classmethod
+    def _has_the_limit_it_needs(cls, limit: float | None, info: ValidationInfo) -> float | None:
+        check = info.data.get("check")
+        if check is not None and (limit is None) != (check == "classes"):
+            raise ValueError(f"check {check!r} {'takes no' if check == 'classes' else 'needs a'} limit")
+        if limit is not None and limit < 0:
+            raise ValueError("is a share or a difference, so it cannot be negative")
+        return limit
+
+
+GATE = (
+    GateCheck(check="classes"),
+    GateCheck(check="old_accuracy", limit=0.1),
+    GateCheck(check="new_class_accuracy", limit=0.5),
+    GateCheck(check="parity_top1", limit=0.99),
+    GateCheck(check="parity_logits", limit=0.01),
+)
+
+
+class Settings(_Options):
+    """What is in force. Made by `sources.load`; a test may write `Settings(home=tmp_path)`."""
+
+    home: Path = Field(Path("lifelist-data"), description="folder for everything that has no place of its own")
+    registry: str = Field("", description="folder or fsspec URL that holds the versions; empty: <home>/registry")
+    database: str = Field(
+        "", description="SQLAlchemy URL of rollouts and feedback; empty: sqlite in <home>/lifelist.db"
+    )
+    gate: tuple[GateCheck, ...] = Field(GATE, description="the checks that a candidate must pass to go live")
+    examples: ExampleOptions = ExampleOptions()
+    serving: ServingOptions = ServingOptions()
+    training: TrainingOptions = TrainingOptions()
+
+    @field_validator("home")
+    @classmethod
+    def _does_not_depend_on_where_a_worker_starts(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @property
+    def registry_url(self) -> str:
+        """Where the versions are."""
+        if not self.registry:
+            return str(self.home / "registry")
+        return self.registry if "://" in self.registry else str(Path(self.registry).expanduser().absolute())
+
+    @property
+    def database_url(self) -> str:
+        """Where rollouts, examples' roles and feedback are."""
+        return self.database or f"sqlite:///{self.home / 'lifelist.db'}"
+
+    @property
+    def examples_folder(self) -> Path:
+        """The encoded images, by content."""
+        return self.home / "examples"
+
+    @property
+    def work_folder(self) -> Path:
+        """One folder for each rollout while it runs."""
+        return self.home / "work"
+
+    @property
+    def secret_file(self) -> Path:
+        """The key that prediction ids are sealed with."""
+        return self.home / "secret.key"
