@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-
 from lifelist.serving.options import ServingOptions
 from lifelist.training.options import TrainingOptions
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 CheckName = Literal["classes", "old_accuracy", "new_class_accuracy", "parity_top1", "parity_logits"]
 
@@ -20,13 +19,17 @@ class _Options(BaseModel):
 class ExampleOptions(_Options):
     """How images become training data (deploy/examples.py)."""
 
-    gate_share: float = Field(0.2, ge=0, lt=1, description="share of each class's images that only the gate sees")
+    gate_share: float = Field(
+        default=0.2, ge=0, lt=1, description="share of each class's images that only the gate sees"
+    )
     holdout_share: float = Field(
         0.1, ge=0, lt=1, description="share of each class's images that only bias correction sees"
     )
-    keep: bool = Field(False, description="keep images that are neither exemplar nor gate image after promotion")
-    max_per_request: int = Field(1000, ge=1, description="images in one POST /v1/examples")
-    max_request_bytes: int = Field(256 * 2**20, ge=1, description="bytes in one POST /v1/examples")
+    keep: bool = Field(
+        default=False, description="keep images that are neither exemplar nor gate image after promotion"
+    )
+    max_per_request: int = Field(default=1000, ge=1, description="images in one POST /v1/examples")
+    max_request_bytes: int = Field(default=256 * 2**20, ge=1, description="bytes in one POST /v1/examples")
 
     @field_validator("holdout_share")
     @classmethod
@@ -75,12 +78,14 @@ GATE = (
 class Settings(_Options):
     """What is in force. Made by `sources.load`; a test may write `Settings(home=tmp_path)`."""
 
-    home: Path = Field(Path("lifelist-data"), description="folder for everything that has no place of its own")
-    registry: str = Field("", description="folder or fsspec URL that holds the versions; empty: <home>/registry")
+    home: Path = Field(default=Path("lifelist-data"), description="folder for everything that has no place of its own")
+    registry: str = Field(
+        default="", description="folder or fsspec URL that holds the versions; empty: <home>/registry"
+    )
     database: str = Field(
         "", description="SQLAlchemy URL of rollouts and feedback; empty: sqlite in <home>/lifelist.db"
     )
-    gate: tuple[GateCheck, ...] = Field(GATE, description="the checks that a candidate must pass to go live")
+    gate: tuple[GateCheck, ...] = Field(default=GATE, description="the checks that a candidate must pass to go live")
     examples: ExampleOptions = ExampleOptions()
     serving: ServingOptions = ServingOptions()
     training: TrainingOptions = TrainingOptions()

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
-
 from lifelist.deploy.settings import Settings
 from lifelist.exporter.errors import BadSetting
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 PREFIX = "LIFELIST_"
 FILE = "lifelist.toml"
@@ -102,7 +101,7 @@ def _declared(model: Any, prefix: str) -> Iterator[Key]:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """` Did you mean …?`, or nothing if no known word is like it. For every message about a word that does not exist."""
+    """` Did you mean …?`, or nothing if no known word is like it. For messages about words that do not exist."""
     found = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
     return f" Did you mean {found[0]}?" if found else ""
 
