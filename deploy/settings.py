@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
 from lifelist.serving.options import ServingOptions
 from lifelist.training.options import TrainingOptions
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 CheckName = Literal["classes", "old_accuracy", "new_class_accuracy", "parity_top1", "parity_logits"]
 
@@ -23,7 +24,7 @@ class ExampleOptions(_Options):
         default=0.2, ge=0, lt=1, description="share of each class's images that only the gate sees"
     )
     holdout_share: float = Field(
-        0.1, ge=0, lt=1, description="share of each class's images that only bias correction sees"
+        default=0.1, ge=0, lt=1, description="share of each class's images that only bias correction sees"
     )
     keep: bool = Field(
         default=False, description="keep images that are neither exemplar nor gate image after promotion"
@@ -83,7 +84,7 @@ class Settings(_Options):
         default="", description="folder or fsspec URL that holds the versions; empty: <home>/registry"
     )
     database: str = Field(
-        "", description="SQLAlchemy URL of rollouts and feedback; empty: sqlite in <home>/lifelist.db"
+        default="", description="SQLAlchemy URL of rollouts and feedback; empty: sqlite in <home>/lifelist.db"
     )
     gate: tuple[GateCheck, ...] = Field(default=GATE, description="the checks that a candidate must pass to go live")
     examples: ExampleOptions = ExampleOptions()

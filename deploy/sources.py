@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lifelist.deploy.settings import Settings
-from lifelist.exporter.errors import BadSetting
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
+
+from lifelist.deploy.settings import Settings
+from lifelist.exporter.errors import BadSetting
 
 PREFIX = "LIFELIST_"
 FILE = "lifelist.toml"
