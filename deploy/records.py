@@ -1,0 +1,65 @@
+"""The rows of deploy/store.py as values: classes, rollouts, their steps and events."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from lifelist.deploy.answers import ENDED
+
+
+def now() -> str:
+    """The time, as it is stored everywhere: RFC 3339, UTC, milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClass:
+    """A class that has been named here once; its id is never given again."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """An increment on its way, as its row says. `facts` is what its finished steps returned, merged."""
+
+    id: int
+    state: str
+    method: str
+    request_key: str | None
+    class_ids: tuple[int, ...]  # the new classes, in order of arrival
+    cancel_requested: bool
+    facts: Mapping[str, Any]
+    reason: str | None  # why it was rejected, failed or cancelled
+    version: int | None  # that it published
+    created_at: str
+    updated_at: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will never move again."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step that a rollout took, or is taking (`ended_at` None)."""
+
+    state: str
+    attempts: int
+    began_at: str
+    ended_at: str | None
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What happened to a rollout: `state`, `cancel-requested`, `ended`, or what its trainer says (`epoch` …)."""
+
+    id: int  # rising; a reader that has seen all up to `id` asks for those after it
+    rollout_id: int
+    at: str
+    kind: str
+    data: Mapping[str, Any]
