@@ -4,7 +4,8 @@ LifelistError
 ├── BadInput            what a caller sent cannot be used; the message says what would be right
 │   ├── BadImage        not an image we read, or one we refuse to decode
 │   ├── BadSetting      an option, or a value of one, that does not exist
-│   └── TooLarge        over a declared limit
+│   ├── TooLarge        over a declared limit
+│   └── WrongType       a content type that we do not read
 ├── Missing             a version, class, increment or prediction that does not exist
 ├── Conflict            it cannot be done in the state things are in
 │   ├── Moved           a reference was not what the caller expected (compare-and-swap lost)
@@ -36,6 +37,10 @@ class BadSetting(BadInput):
 
 class TooLarge(BadInput):
     """Over a declared limit."""
+
+
+class WrongType(BadInput):
+    """A content type that we do not read; the message names those we do."""
 
 
 class Missing(LifelistError):

@@ -1,0 +1,106 @@
+"""`lifelist`: the command line. torch and ray are imported inside the commands that need them, so that help is quick."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version as installed_version
+
+import click
+
+from lifelist.deploy import cli_increments, cli_local, cli_queries, cli_versions, events
+from lifelist.deploy.settings import Settings
+from lifelist.deploy.sources import Resolved, nearest, resolve
+from lifelist.deploy.terminal import note
+from lifelist.exporter.errors import BadInput, LifelistError, Missing
+
+EPILOG = """Settings are flags too, anywhere on the line: --serving.port 9000, --training.epochs=30; short ones are --home
+and --port. --config FILE reads a settings file instead of ./lifelist.toml. `lifelist settings` lists all."""
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class Commands(click.Group):
+    """A group whose message about an unknown command names the nearest one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that args begin with."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(f"there is no command {args[0]!r}.{nearest(args[0], list(self.commands))}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
+@click.version_option(installed_version("lifelist"), prog_name="lifelist")
+@click.option("-v", "--verbose", is_flag=True, help="Log events to standard error, one JSON line each.")
+def root(verbose: bool) -> None:
+    """Serve an image classifier that learns new classes while it serves."""
+    events.to_stderr(logging.INFO if verbose else logging.WARNING)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted. Never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        resolved = _resolved(arguments)
+        code = root.main(list(resolved.rest), prog_name="lifelist", obj=resolved, standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        note(error.format_message())
+        return 2
+    except click.ClickException as error:
+        command = getattr(error, "ctx", None)
+        hint = f" See `{command.command_path} --help`." if command is not None else ""
+        note(f"lifelist: {' '.join(error.format_message().split())}{hint}")
+        return 2
+    except LifelistError as error:
+        note(f"lifelist: {error}")
+        return 2 if isinstance(error, BadInput | Missing) else 1
+    except (KeyboardInterrupt, click.Abort):
+        note("lifelist: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has left, as `head` does; nothing more can be said on that pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        note(f"lifelist: {error.filename or 'the operating system'}: {error.strerror or error}")
+        return 1
+    except Exception as error:  # noqa: BLE001 (the outermost frame: a user gets a sentence, a developer `-v`)
+        logging.getLogger("lifelist").info("command.crashed", exc_info=True)
+        note(f"lifelist: internal error, please report it (-v shows where): {type(error).__name__}: {error}")
+        return 1
+
+
+def _resolved(arguments: Sequence[str]) -> Resolved:
+    """The settings, and what is left of the command line. Help is shown even where a setting is wrong."""
+    if {"--help", "-h", "--version"} & set(arguments):
+        try:
+            return resolve(arguments)
+        except BadInput:
+            return Resolved(Settings(), {}, tuple(arguments))
+    return resolve(arguments)
+
+
+for _command in (
+    cli_local.base,
+    cli_local.serve,
+    cli_queries.classify,
+    cli_queries.classes,
+    cli_queries.examples,
+    cli_increments.increment,
+    cli_versions.versions,
+    cli_versions.rollback,
+    cli_queries.feedback,
+    cli_local.train,
+    cli_local.demo,
+    cli_local.settings,
+):
+    root.add_command(_command)
+
+if __name__ == "__main__":
+    sys.exit(main())

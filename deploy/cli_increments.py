@@ -1,0 +1,140 @@
+"""The commands about increments: start, list, show, watch, cancel."""
+
+import json
+
+import click
+
+from lifelist.deploy.answers import ENDED, Increment
+from lifelist.deploy.client import Client, Event, url_of
+from lifelist.deploy.sources import Resolved
+from lifelist.deploy.terminal import Bar, json_option, note, result, table
+from lifelist.exporter.errors import Failed
+
+
+@click.group()
+def increment() -> None:
+    """Train the server's classifier on classes that got examples, and see how it goes."""
+
+
+@increment.command()
+@click.argument("classes", nargs=-1)
+@click.option("--method", help="bic, eeil, icarl, wa …; unless given, the setting training.method.")
+@click.option("--key", help="An idempotency key: the same key starts one increment, however often it is sent.")
+@click.option("--watch", is_flag=True, help="Stay and show the progress until it ends.")
+@json_option
+@click.pass_obj
+def start(
+    resolved: Resolved, classes: tuple[str, ...], method: str | None, key: str | None, watch: bool, as_json: bool
+) -> None:
+    """Start an increment with CLASSES, or with all that are pending."""
+    with Client(url_of(resolved.settings)) as client:
+        found = client.start_increment(classes or None, method, key)
+        if watch:
+            note(f"increment {found['id']}: {_names(found)} by {found['method']}")
+            found = follow(client, found["id"], as_json)
+    hint = "" if watch else f"\nfollow it with: lifelist increment watch {found['id']}"
+    result(found, _line(found) + hint, as_json)
+    _judge(found, ended=watch)
+
+
+@increment.command(name="list")
+@json_option
+@click.pass_obj
+def list_(resolved: Resolved, as_json: bool) -> None:
+    """List all increments, the oldest first."""
+    with Client(url_of(resolved.settings)) as client:
+        found = client.increments()
+    rows = [(i["id"], i["state"], i["method"], _names(i), i["version"], i["created_at"]) for i in found]
+    result(found, table(["id", "state", "method", "classes", "version", "created"], rows), as_json)
+
+
+@increment.command()
+@click.argument("number", type=int)
+@json_option
+@click.pass_obj
+def show(resolved: Resolved, number: int, as_json: bool) -> None:
+    """Show increment NUMBER, step by step."""
+    with Client(url_of(resolved.settings)) as client:
+        found = client.increment(number)
+    steps = [(s["state"], s["began"], s["ended"], json.dumps(s["facts"], ensure_ascii=False)) for s in found["steps"]]
+    progress = found["progress"]
+    now = f"\n{progress['phase']}: epoch {progress['epoch']} of {progress['epochs']}" if progress else ""
+    result(found, f"{_line(found)}{now}\n\n{table(['step', 'began', 'ended', 'facts'], steps)}", as_json)
+
+
+@increment.command()
+@click.argument("number", type=int)
+@json_option
+@click.pass_obj
+def watch(resolved: Resolved, number: int, as_json: bool) -> None:
+    """Follow increment NUMBER until it ends. With --json: each event as a line, then the increment."""
+    with Client(url_of(resolved.settings)) as client:
+        found = follow(client, number, as_json)
+    if as_json:
+        click.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        click.echo(_line(found))
+    _judge(found, ended=True)
+
+
+@increment.command()
+@click.argument("number", type=int)
+@click.option("--watch", is_flag=True, help="Stay until it has ended.")
+@json_option
+@click.pass_obj
+def cancel(resolved: Resolved, number: int, watch: bool, as_json: bool) -> None:
+    """Ask increment NUMBER to end; the live version stays as it is."""
+    with Client(url_of(resolved.settings)) as client:
+        found = client.cancel(number)
+        if watch:
+            found = follow(client, number, False)
+    done = found["state"] in ENDED
+    result(found, _line(found) if done else f"increment {number} will end at its next step or epoch", as_json)
+
+
+def follow(client: Client, number: int, as_json: bool) -> Increment:
+    """Show the events of an increment until it ends, then say how it ended."""
+    bar: Bar | None = None
+    phase = ""
+    try:
+        for event in client.events(number):
+            if as_json:
+                click.echo(json.dumps({"id": event.id, "event": event.kind, **event.data}, ensure_ascii=False))
+            if event.kind != "epoch":
+                if bar is not None:
+                    bar.close()
+                    bar = None
+                note(_told(event))
+                continue
+            if bar is None or event.data["phase"] != phase:
+                if bar is not None:
+                    bar.close()
+                phase = event.data["phase"]
+                bar = Bar(phase, event.data["epochs"], "epoch")
+            loss = ", ".join(f"{term} {value:.3f}" for term, value in event.data.get("loss", {}).items())
+            bar.to(event.data["epoch"], loss)
+    finally:
+        if bar is not None:
+            bar.close()
+    return client.increment(number)
+
+
+def _told(event: Event) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in event.data.items() if not isinstance(value, dict | list))
+    return f"{event.kind}: {facts}" if facts else event.kind
+
+
+def _names(found: Increment) -> str:
+    return ", ".join(c["name"] for c in found["classes"])
+
+
+def _line(found: Increment) -> str:
+    version = f", version {found['version']}" if found["version"] else ""
+    reason = f": {found['reason']}" if found["reason"] else ""
+    return f"increment {found['id']} ({_names(found)}; {found['method']}) {found['state']}{version}{reason}"
+
+
+def _judge(found: Increment, ended: bool) -> None:
+    """A watched increment that did not go live is a failure for whoever waits on the exit code."""
+    if ended and found["state"] != "done":
+        raise Failed(f"increment {found['id']} ended as {found['state']}: {found['reason'] or 'no reason was given'}")

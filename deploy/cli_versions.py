@@ -1,0 +1,164 @@
+"""The commands about versions. What only reads goes to the registry itself, and so works without a server."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from lifelist.deploy.answers import Moved
+from lifelist.deploy.client import Client, url_of
+from lifelist.deploy.sources import Resolved
+from lifelist.deploy.terminal import json_option, result, table
+from lifelist.exporter.errors import Corrupt
+from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.registry import Registry
+
+REFS = ("live", "candidate", "previous")
+
+
+@click.group()
+def versions() -> None:
+    """List, check and compare the published versions; put one live."""
+
+
+@versions.command(name="list")
+@json_option
+@click.pass_obj
+def list_(resolved: Resolved, as_json: bool) -> None:
+    """List all versions, the oldest first."""
+    registry = Registry(resolved.settings.registry_url)
+    refs = _refs(registry)
+    found = [_summary(registry.manifest(number), refs) for number in registry.versions()]
+    head = ("version", "refs", "kind", "method", "parent", "classes", "accuracy", "gate", "created_at")
+    rows = [tuple(", ".join(one[k]) if k == "refs" else one[k] for k in head) for one in found]
+    result(
+        {"versions": found, "refs": refs},
+        table(head, rows) if rows else "no version yet: `lifelist base DATA`",
+        as_json,
+    )
+
+
+@versions.command()
+@click.argument("number", type=int)
+@json_option
+@click.pass_obj
+def show(resolved: Resolved, number: int, as_json: bool) -> None:
+    """Show what version NUMBER says of itself."""
+    import dataclasses
+
+    registry = Registry(resolved.settings.registry_url)
+    manifest = registry.manifest(number)
+    value = dataclasses.asdict(manifest) | {"refs": _summary(manifest, _refs(registry))["refs"]}
+    result(value, _told(manifest, value["refs"]), as_json)
+
+
+@versions.command()
+@click.argument("numbers", nargs=-1, type=int)
+@json_option
+@click.pass_obj
+def verify(resolved: Resolved, numbers: tuple[int, ...], as_json: bool) -> None:
+    """Check every byte of the versions NUMBERS, or of all."""
+    registry = Registry(resolved.settings.registry_url)
+    problems = {number: registry.verify(number) for number in numbers or registry.versions()}
+    lines = [f"version {n}: {'sound' if not found else '; '.join(found)}" for n, found in problems.items()]
+    result(problems, "\n".join(lines), as_json)
+    if bad := [n for n, found in problems.items() if found]:
+        raise Corrupt(f"{len(bad)} of {len(problems)} versions are not what their manifests say: {bad}")
+
+
+@versions.command()
+@click.argument("first", type=int)
+@click.argument("second", type=int)
+@json_option
+@click.pass_obj
+def diff(resolved: Resolved, first: int, second: int, as_json: bool) -> None:
+    """Show in what version SECOND differs from version FIRST."""
+    found = Registry(resolved.settings.registry_url).diff(first, second)
+    result(found, "\n".join(_flat(found)) or f"versions {first} and {second} say the same", as_json)
+
+
+@versions.command()
+@json_option
+@click.pass_obj
+def gc(resolved: Resolved, as_json: bool) -> None:
+    """Remove what no version refers to, such as the files of a publication that was cut off."""
+    removed = Registry(resolved.settings.registry_url).collect_garbage()
+    result(removed, "\n".join(removed) or "nothing to remove", as_json)
+
+
+@versions.command()
+@click.argument("number", type=int)
+@click.option("--force", is_flag=True, help="Even if the gate refused it.")
+@json_option
+@click.pass_obj
+def promote(resolved: Resolved, number: int, force: bool, as_json: bool) -> None:
+    """Make version NUMBER live, on all replicas."""
+    with Client(url_of(resolved.settings)) as client:
+        _moved(client.promote(number, force), as_json)
+
+
+@click.command()
+@json_option
+@click.pass_obj
+def rollback(resolved: Resolved, as_json: bool) -> None:
+    """Make the previous version live again, on all replicas."""
+    with Client(url_of(resolved.settings)) as client:
+        _moved(client.rollback(), as_json)
+
+
+def _moved(found: Moved, as_json: bool) -> None:
+    before = "" if found["previous"] is None else f"; before: version {found['previous']}"
+    result(found, f"version {found['live']} is live{before}", as_json)
+
+
+def _refs(registry: Registry) -> dict[str, int]:
+    found = {name: registry.ref(name) for name in REFS}
+    return {name: ref.version for name, ref in found.items() if ref is not None}
+
+
+def _summary(manifest: Manifest, refs: Mapping[str, int]) -> dict[str, Any]:
+    results = manifest.results.get(manifest.default_answer, {})
+    return {
+        "version": manifest.version,
+        "refs": [name for name, version in refs.items() if version == manifest.version],
+        "kind": manifest.kind,
+        "method": manifest.method,
+        "parent": manifest.parent,
+        "classes": len(manifest.classes),
+        "accuracy": results.get("all"),
+        "gate": "passed" if manifest.passed else "refused",
+        "created_at": manifest.created_at,
+    }
+
+
+def _told(manifest: Manifest, refs: list[str]) -> str:
+    rows = [(c.id, c.name, c.state, c.increment) for c in manifest.classes]
+    checks = [(c.name, "passed" if c.passed else "REFUSED", c.found, c.limit, c.message) for c in manifest.gate]
+    files = [(f.name, f.size, f.sha256) for f in manifest.files]
+    kinds = [
+        (kind, r.get("all"), r.get("old"), r.get("new"))
+        for kind, r in manifest.results.items()
+        if isinstance(r, Mapping)
+    ]
+    named = f" ({', '.join(refs)})" if refs else ""
+    parts = [
+        f"version {manifest.version}{named}: {manifest.kind} by {manifest.method} "
+        f"from version {manifest.parent}, {manifest.created_at}",
+        f"{manifest.network}, answers by {manifest.default_answer}, {manifest.preprocess.size}×{manifest.preprocess.size} pixels",
+        table(["id", "class", "state", "increment"], rows),
+        table(["answer", "all", "old", "new"], kinds) if kinds else "",
+        table(["gate", "verdict", "found", "limit", ""], checks) if checks else "",
+        table(["file", "bytes", "sha256"], files),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: what` lines of a nested value."""
+    lines = []
+    for name, item in value.items():
+        if isinstance(item, Mapping):
+            lines += _flat(item, f"{prefix}{name}.")
+        else:
+            lines.append(f"{prefix}{name}: {item}")
+    return lines

@@ -1,0 +1,102 @@
+"""How the command line speaks: results on standard output, everything else on standard error."""
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+_AnyCommand = Callable[..., Any]
+
+
+def json_option(command: _AnyCommand) -> _AnyCommand:
+    """The option that every command has."""
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def result(value: Any, text: str, as_json: bool) -> None:
+    """The one result of a command: for machines, or for people."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def note(text: str) -> None:
+    """Something that is not the result."""
+    click.echo(text, err=True)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Aligned columns; numbers to the right."""
+    texts = [[_cell(cell) for cell in row] for row in rows]
+    widths = [max(len(line[k]) for line in [list(head), *texts]) for k in range(len(head))]
+    right = [bool(rows) and all(isinstance(row[k], int | float | None) for row in rows) for k in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(line, widths, right, strict=True))
+        .rstrip()
+        for line in [list(head), *texts]
+    )  # fmt: skip
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+class Bar:
+    """Progress of one thing: tqdm at a terminal, else a line every ten percent. Made by `progress`."""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, max(1, total), unit
+        self.done = self._tenth = 0
+        self._lock = threading.Lock()  # trainers report from threads of their own
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total,
+                desc=what,
+                unit=unit,
+                unit_scale=unit == "B",
+                file=sys.stderr,
+                leave=True,
+                dynamic_ncols=True,
+            )
+
+    def to(self, done: int, remark: str = "") -> None:
+        """`done` of the total is done; `remark` says more, such as the loss."""
+        with self._lock:
+            forward, self.done = done - self.done, done
+            if self._bar is not None:
+                self._bar.set_postfix_str(remark, refresh=False)
+                self._bar.update(forward)
+                return
+            tenth = min(10, 10 * done // self.total)
+            if tenth > self._tenth:
+                self._tenth = tenth
+                note(f"{self.what}: {10 * tenth} % of {self._amount()}" + (f", {remark}" if remark else ""))
+
+    def by(self, more: int) -> None:
+        """`more` of the total is done, on top of what was."""
+        self.to(self.done + more)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _amount(self) -> str:
+        return f"{self.total / 2**20:.1f} MiB" if self.unit == "B" else f"{self.total:,} {self.unit}s"
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str) -> Iterator[Bar]:
+    """A bar for the time of a `with` block. unit: singular, such as "epoch"; "B" for bytes."""
+    bar = Bar(what, total, unit)
+    try:
+        yield bar
+    finally:
+        bar.close()

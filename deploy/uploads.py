@@ -1,0 +1,141 @@
+"""Uploads of any size up to the limit, without holding them in memory: the body goes to disk, then part by part out."""
+
+import asyncio
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from lifelist.exporter.errors import BadInput, TooLarge, WrongType
+
+CHUNK = 1 << 18  # bytes
+
+
+@dataclass(slots=True)
+class Part:
+    """One field or file of a multipart body. `data` stops at the limit of one part; `size` says how much there was."""
+
+    name: str = ""
+    filename: str | None = None
+    data: bytearray = field(default_factory=bytearray)
+    size: int = 0  # bytes
+
+    def text(self) -> str:
+        """A field's value. BadInput if it is not UTF-8, or not a field but a file."""
+        if self.filename is not None:
+            raise BadInput(f"the field {self.name!r} should be text, but a file {self.filename!r} was sent")
+        try:
+            return self.data.decode()
+        except UnicodeDecodeError as error:
+            raise BadInput(f"the field {self.name!r} is not UTF-8: {error}") from error
+
+
+async def spool(request: Request, folder: Path, limit: int) -> IO[bytes]:
+    """The body as a file without a name, which closing it removes. TooLarge as soon as it is over `limit` bytes."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise TooLarge(_too_large(int(declared), limit))
+    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the caller closes it)
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise TooLarge(_too_large(size, limit))
+            await asyncio.to_thread(file.write, chunk)
+    except BaseException as error:
+        file.close()
+        if isinstance(error, ClientDisconnect):
+            raise BadInput(f"the connection was closed after {size:,} bytes of the body") from error
+        raise
+    return file
+
+
+def _too_large(size: int, limit: int) -> str:
+    return f"the body has {size:,} bytes or more; the limit is {limit:,}. Send fewer images in one request"
+
+
+def boundary(content_type: str) -> bytes:
+    """What separates the parts. WrongType if the body is not declared as multipart/form-data."""
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data":
+        raise WrongType(
+            f"send multipart/form-data, with a field `class` and files `images`; not {content_type or 'no type'}"
+        )
+    if not options.get(b"boundary"):
+        raise BadInput("the content type multipart/form-data lacks its boundary")
+    return options[b"boundary"]
+
+
+def parts(file: IO[bytes], separator: bytes, part_limit: int) -> Iterator[Part]:
+    """The parts of a multipart body in order, one at a time in memory, each cut at `part_limit` bytes.
+
+    BadInput where the body is not well formed, or ends before its last boundary.
+    """
+    reader = _Reader(part_limit)
+    try:
+        parser = MultipartParser(separator, reader.callbacks())  # type: ignore[arg-type]
+        file.seek(0)
+        while chunk := file.read(CHUNK):
+            parser.write(chunk)
+            yield from reader.taken()
+    except FormParserError as error:
+        raise BadInput(f"the multipart body is broken: {error}") from error
+    if not reader.complete:
+        raise BadInput(
+            "the multipart body ends before its last boundary: it was cut off, or the boundary is another one"
+        )
+
+
+class _Reader:
+    """Collects what the parser calls out."""
+
+    def __init__(self, part_limit: int) -> None:
+        self.limit, self.complete = part_limit, False
+        self.part = Part()
+        self.header, self.value = bytearray(), bytearray()
+        self.finished: list[Part] = []
+
+    def callbacks(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in dir(self) if name.startswith("on_")}
+
+    def taken(self) -> list[Part]:
+        """The parts that have been finished since the last call."""
+        finished, self.finished = self.finished, []
+        return finished
+
+    def on_part_begin(self) -> None:
+        self.part = Part()
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self.header += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self.value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self.header.lower() == b"content-disposition":
+            _, options = parse_options_header(bytes(self.value))
+            self.part.name = options.get(b"name", b"").decode(errors="replace")
+            if (filename := options.get(b"filename")) is not None:
+                self.part.filename = filename.decode(errors="replace")
+        self.header, self.value = bytearray(), bytearray()
+
+    def on_headers_finished(self) -> None:
+        if not self.part.name:
+            raise BadInput('a part of the multipart body has no name: Content-Disposition: form-data; name="images"')
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        self.part.size += end - start
+        self.part.data += data[start : min(end, start + self.limit - len(self.part.data))]
+
+    def on_part_end(self) -> None:
+        self.finished.append(self.part)
+
+    def on_end(self) -> None:
+        self.complete = True
