@@ -34,7 +34,7 @@ def reference() -> str:
         sections.setdefault(key.name.rpartition(".")[0], []).append(key)
     for section, members in sections.items():
         parts.append(f"\n## {section or 'Lifelist'}\n\n| setting | default | |\n| --- | --- | --- |\n")
-        parts += [f"| `{key.name}` | {_default(key)} | {key.description} |\n" for key in members]
+        parts += [f"| `{key.name}` | {_default(key)} | {_escaped(key.description)} |\n" for key in members]
     return "".join(parts)
 
 
@@ -51,6 +51,10 @@ A setting has one dotted name and can be given in three places. The later overri
 
 `lifelist settings` prints what is in force and where each value comes from. A name that does not exist is an error.
 """
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")  # else it would end the cell
 
 
 def _default(key: Key) -> str:
