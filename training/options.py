@@ -1,10 +1,105 @@
-"""Every option of training. Standard library only: these travel as JSON to a machine that has torch and little else."""
+"""Every option of training. No torch here: options travel as JSON, and settings are read where there is none."""
+# ruff: noqa: RUF009  (`_say` makes a dataclasses.field)
 
-from dataclasses import dataclass
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+from lifelist.exporter.errors import BadSetting
+from lifelist.training.methods import METHODS, ScheduleName
+
+Selection = Literal["herding", "nearest", "random"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def _say(default: Any, text: str) -> Any:
+    """A field with a default and one line of help, which `lifelist settings` shows."""
+    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """How an increment is trained; frozen, JSON-able."""
+    """How an increment is trained. BadSetting names the option, its value, and what is allowed."""
 
-    method: str = "bic"
+    method: str = _say("bic", "row of the table of methods: " + ", ".join(METHODS))
+    network: str = _say("resnet32", "resnet32, resnet32-icarl, or any torchvision classification model by name")
+    pretrained: str = _say("", "file with weights for the base: .safetensors, or a torch file; empty: random weights")
+    image_size: int = _say(32, "the network sees this many pixels in each direction")
+    resize_to: int = _say(0, "shorter side before the centre crop; 0: image_size")
+    schedule: ScheduleName = _say("short", "paper: as long as its authors trained; short: for a machine without GPU")
+    epochs: int = _say(0, "epochs of an increment; 0: as the schedule says")
+    batch_size: int = _say(128, "images in one step")
+    learning_rate: float = _say(0.0, "peak learning rate; 0: as the schedule says")
+    memory_total: int = _say(2000, "images of known classes kept for replay, hold-out included, shared by all classes")
+    memory_per_class: int = _say(0, "the same for each class; 0: memory_total is shared instead")
+    selection: Selection = _say("herding", "which images become exemplars")
+    crop: bool = _say(True, "augment by shifting up to an eighth of the image in each direction")
+    flip: bool = _say(True, "augment by mirroring; class means then include mirrored exemplars")
+    colour: bool = _say(False, "augment by brightness or contrast, as EEIL does")
+    gradient_noise: bool = _say(False, "EEIL's noise on gradients, at the scale of its authors' code")
+    precision: Precision = _say("auto", "auto: bfloat16 on a GPU that has it, else float32")
+    device: str = _say("auto", "auto: CUDA if it works, else CPU; or a torch device")
+    seed: int = _say(0, "of everything random; the same seed gives the same weights on a CPU")
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            near = difflib.get_close_matches(self.method, METHODS, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise BadSetting(f"method {self.method!r} does not exist; there are {', '.join(METHODS)}.{hint}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise BadSetting(f"{name} {getattr(self, name)!r} does not exist; there are {', '.join(choices)}")
+        for name, least in _LEAST.items():
+            if not getattr(self, name) >= least:
+                raise BadSetting(f"{name} should be at least {least}, not {getattr(self, name)}")
+        if 0 < self.resize_to < self.image_size:
+            raise BadSetting(
+                f"resize_to {self.resize_to} is below image_size {self.image_size}: "
+                "the crop would be larger than the image; use 0 for the same"
+            )
+
+    @property
+    def resized_to(self) -> int:
+        """Shorter side before the centre crop, pixels."""
+        return self.resize_to or self.image_size
+
+    def quota(self, classes: int) -> int:
+        """Images kept of each of `classes` classes, hold-out included. Floor: a budget is a limit (methods.md I14)."""
+        return self.memory_per_class or self.memory_total // max(classes, 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options as JSON stores them."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """The options in a JSON object; BadSetting names an unknown one, or one of a wrong type."""
+        known = {f.name: f.type for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(found) - set(known)):
+            raise BadSetting(f"training has no option {', '.join(unknown)}; it has {', '.join(known)}")
+        for name, value in found.items():
+            default = next(f.default for f in dataclasses.fields(cls) if f.name == name)
+            allowed = (int, float) if isinstance(default, float) else (type(default),)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+                raise BadSetting(f"{name} should be {type(default).__name__}, not {value!r}")
+        return cls(**found)
+
+
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "selection": typing.get_args(Selection),
+    "schedule": typing.get_args(ScheduleName),
+    "precision": typing.get_args(Precision),
+}
+_LEAST: Mapping[str, float] = {
+    "image_size": 8,
+    "resize_to": 0,
+    "epochs": 0,
+    "batch_size": 2,  # batch-norm needs two
+    "learning_rate": 0,
+    "memory_total": 0,
+    "memory_per_class": 0,
+    "seed": 0,
+}

@@ -1,0 +1,98 @@
+"""Features, class means, and accuracy by class: everything that looks at a network without changing it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lifelist.training.loop import Run
+from lifelist.training.network import Network
+
+BATCH = 256  # a whole class at once would not fit a GPU (methods.md I10)
+
+
+@torch.no_grad()
+def features(network: Network, pixels: Tensor, run: Run, *, mirrored: bool = False) -> Tensor:
+    """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, float32, and without augmentation (B2, B3)."""
+    was_training = network.training
+    network.eval()
+    found = [torch.zeros(0, network.dim)]
+    for part in torch.split(pixels, BATCH):
+        x = run.normalised(part)
+        found.append(network(x.flip(3) if mirrored else x).float().cpu())
+    network.train(was_training)
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def head_logits(network: Network, raw: Tensor) -> Tensor:
+    """N×C float32 on the CPU, from raw features N×D."""
+    head = network.head
+    return functional.linear(raw, head.weight.float().cpu(), head.bias.float().cpu())
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length 1; a row of zeros stays one, rather than becoming NaN."""
+    return functional.normalize(rows, dim=-1)
+
+
+def class_mean(plain: Tensor, mirrored: Tensor | None) -> Tensor:
+    """normalise((mean of unit features + mean of the mirrored images' unit features) / 2), D (iCaRL's code; I3).
+
+    plain, mirrored: N×D raw features of a class's exemplars and of their mirror images, None to leave those out.
+    """
+    mean = unit(plain).mean(0)
+    return unit(mean if mirrored is None else (mean + unit(mirrored).mean(0)) / 2)
+
+
+def by_linear(logits: Tensor) -> Tensor:
+    """N int64: the row with the largest logit."""
+    return logits.argmax(1)
+
+
+def by_nearest_mean(raw: Tensor, means: Tensor) -> Tensor:
+    """N int64: the class mean closest to each unit feature; for unit vectors, the largest product (iCaRL, eq. 2)."""
+    return (unit(raw) @ means.T).argmax(1)
+
+
+def accuracy(predicted: Tensor, rows: Tensor, class_ids: Sequence[int], n: int) -> dict[str, Any]:
+    """{"all", "old", "new": share of right answers, or None without images; "per_class": {class id: share}}.
+
+    predicted, rows: N int64 rows of the last layer; row k answers class_ids[k]; the first n are old.
+    """
+    right = (predicted == rows).double()
+
+    def share(which: Tensor) -> float | None:
+        return round(float(right[which].mean()), 6) if bool(which.any()) else None
+
+    return {
+        "all": share(rows >= 0),
+        "old": share(rows < n),
+        "new": share(rows >= n) if n else None,
+        "per_class": {str(class_id): share(rows == row) for row, class_id in enumerate(class_ids)},
+    }
+
+
+def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
+    """How much is lost of the best that each earlier increment's classes ever had, on average (Chaudhry et al. 2018).
+
+    matrix[k][j]: accuracy on the classes of increment j after increment k, for j ≤ k.
+    """
+    if len(matrix) < 2:
+        return None
+    last, drops = matrix[-1], []
+    for j in range(len(matrix) - 1):
+        seen = [row[j] for row in matrix[j:-1]]
+        best = max((value for value in seen if value is not None), default=None)
+        final = last[j]
+        if best is not None and final is not None:
+            drops.append(best - final)
+    return sum(drops) / len(drops) if drops else None
+
+
+def worst_group(per_class: Mapping[str, float | None], heads: Sequence[Sequence[int]]) -> float | None:
+    """The lowest mean accuracy of an increment's classes: 0 means that one has collapsed (methods.md B18)."""
+    groups = [[v for c in ids if (v := per_class.get(str(c))) is not None] for ids in heads]
+    return min((sum(group) / len(group) for group in groups if group), default=None)

@@ -1,0 +1,226 @@
+"""An increment as a folder: what it is given, and what came of it. The contract between a rollout and training.
+
+job.json             options, classes, heads, bias, mean and std, digest of the teacher
+images.safetensors   pixels uint8 N×S×S×3, labels int64 N (class ids), roles uint8 N
+images.json          N image ids, in the same order
+teacher.safetensors  the parent's checkpoint; absent for a base
+epochs/              one checkpoint for each phase, replaced after every epoch
+events.jsonl         one event a line
+result/              checkpoint.safetensors, means.safetensors, and result.json, written last
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lifelist.exporter.errors import BadInput, Corrupt
+from lifelist.exporter.manifest import AnswerKind, BiasCorrection
+from lifelist.training.checkpoint import pack, unpack, write_atomically
+from lifelist.training.data import HOLDOUT, TRAINING, Colour, Images
+from lifelist.training.options import TrainingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class Class:
+    """A class: its id, given once in order of arrival, and its name."""
+
+    id: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Task:
+    """What one increment is given. Row k of the last layer answers (old + new)[k]. BadInput says what does not fit."""
+
+    options: TrainingOptions
+    new: tuple[Class, ...]
+    images: Images
+    roles: Tensor  # N uint8: 0 training (of old classes: their exemplars, best first), 1 hold-out, 2 gate
+    old: tuple[Class, ...] = ()
+    heads: tuple[int, ...] = ()  # how many classes each earlier increment brought, in row order
+    teacher: bytes | None = None  # the parent's checkpoint, unfolded; None for a base
+    bias: BiasCorrection | None = None  # the parent's
+    mean: Colour | None = None  # computed from a base's training images, and the same ever after
+    std: Colour | None = None
+
+    def __post_init__(self) -> None:
+        ids = self.class_ids
+        if not self.new:
+            raise BadInput("an increment needs at least one new class; this one has none")
+        if len(set(ids)) != len(ids):
+            raise BadInput(f"a class id stands twice among old and new classes: {ids}; ids are given once")
+        if (self.teacher is None) != (not self.old) or sum(self.heads) != len(self.old):
+            raise BadInput(
+                f"{len(self.old)} old classes need a teacher and heads that sum to as many; "
+                f"got {'a' if self.teacher else 'no'} teacher and heads {self.heads}"
+            )
+        if self.bias is not None and not 0 <= self.bias.first_row < self.bias.last_row <= len(self.old):
+            raise BadInput(
+                f"the teacher's correction is of rows that it does not have: {self.bias}; it has {len(self.old)}"
+            )
+        size = self.options.image_size
+        if self.images.pixels.shape[1:] != (size, size, 3) or self.images.pixels.dtype != torch.uint8:
+            raise BadInput(
+                f"images should be uint8 N×{size}×{size}×3 for image_size {size}, "
+                f"not {self.images.pixels.dtype} {tuple(self.images.pixels.shape)}"
+            )
+        if not len(self.images) == len(self.images.labels) == len(self.roles) == len(self.images.pixels):
+            raise BadInput("pixels, labels, ids and roles of the images differ in number")
+        if unknown := sorted(set(self.images.labels.tolist()) - set(ids)):
+            raise BadInput(
+                f"there are images of classes {unknown}, which are neither old nor new; the increment names {ids}"
+            )
+        if len(set(self.images.ids)) != len(self.images):
+            raise BadInput("an image stands twice: an image plays one role, once and for good")
+        missing = [c for c in self.new if not bool(self.of(c.id, TRAINING).any())]
+        if missing:
+            raise BadInput(
+                f"increment names classes {[c.id for c in self.new]} but has no training images of "
+                f"{', '.join(f'{c.id} ({c.name})' for c in missing)}; add images, or leave it out"
+            )
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """Class ids in row order."""
+        return tuple(c.id for c in (*self.old, *self.new))
+
+    def of(self, class_id: int, role: int) -> Tensor:
+        """Mask, N bool: the images of a class in a role."""
+        return (self.images.labels == class_id) & (self.roles == role)
+
+    @property
+    def reserved(self) -> bool:
+        """Whether any image was set apart for bias correction."""
+        return bool((self.roles == HOLDOUT).any())
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over everything that decides the outcome; epochs of another increment are told by it."""
+        digest = hashlib.sha256(json.dumps(_as_json(self), sort_keys=True).encode())
+        digest.update(json.dumps([*self.images.ids, *self.images.labels.tolist(), *self.roles.tolist()]).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Learned:
+    """What came of an increment. `checkpoint` is unfolded: the next student starts from it."""
+
+    checkpoint: bytes  # safetensors
+    class_ids: tuple[int, ...]  # row order
+    means: Tensor  # C×D float32, unit rows
+    heads: tuple[int, ...]  # this increment's included
+    bias: BiasCorrection | None
+    mean: Colour
+    std: Colour
+    exemplars: Mapping[int, tuple[str, ...]]  # class id → image ids, best first
+    holdout: Mapping[int, tuple[str, ...]]
+    evaluation: Mapping[str, Any]  # on gate images: "linear", "linear_uncorrected", "nearest_mean"
+    answers_by: AnswerKind
+    embedding_dim: int
+    seconds: float
+    warnings: tuple[str, ...]
+    software: Mapping[str, str]
+
+
+def write_task(folder: Path, task: Task) -> None:
+    """Everything that `read_task` needs; job.json last, so that a folder that has it is whole."""
+    tensors = {"pixels": task.images.pixels, "labels": task.images.labels, "roles": task.roles}
+    write_atomically(folder / "images.safetensors", pack(tensors))
+    write_atomically(folder / "images.json", json.dumps(task.images.ids).encode())
+    if task.teacher is not None:
+        write_atomically(folder / "teacher.safetensors", task.teacher)
+    write_atomically(folder / "job.json", json.dumps(_as_json(task), indent=2).encode())
+
+
+def _as_json(task: Task) -> dict[str, Any]:
+    return {
+        "options": task.options.as_dict(),
+        "old": [dataclasses.asdict(c) for c in task.old],
+        "new": [dataclasses.asdict(c) for c in task.new],
+        "heads": list(task.heads),
+        "teacher_sha256": hashlib.sha256(task.teacher).hexdigest() if task.teacher is not None else None,
+        "bias": dataclasses.asdict(task.bias) if task.bias else None,
+        "mean": task.mean,
+        "std": task.std,
+    }
+
+
+def read_task(folder: Path) -> Task:
+    """The increment in a folder. BadInput names what is missing; the teacher's digest is checked before it is read."""
+    try:
+        job = json.loads((folder / "job.json").read_bytes())
+        ids = tuple(json.loads((folder / "images.json").read_bytes()))
+        data = (folder / "images.safetensors").read_bytes()
+        teacher = (folder / "teacher.safetensors").read_bytes() if job["old"] else None
+    except FileNotFoundError as error:
+        raise BadInput(f"{folder} is not a whole increment: {error.filename} does not exist") from error
+    if teacher is not None and (found := hashlib.sha256(teacher).hexdigest()) != job["teacher_sha256"]:
+        raise Corrupt(f"{folder}/teacher.safetensors has sha256 {found}; job.json pinned {job['teacher_sha256']}")
+    tensors = unpack(data, f"{folder}/images.safetensors")
+    return Task(
+        options=TrainingOptions.from_dict(job["options"]),
+        old=tuple(Class(c["id"], c["name"]) for c in job["old"]),
+        new=tuple(Class(c["id"], c["name"]) for c in job["new"]),
+        heads=tuple(job["heads"]),
+        teacher=teacher,
+        bias=BiasCorrection(**job["bias"]) if job["bias"] else None,
+        mean=_colour(job["mean"]),
+        std=_colour(job["std"]),
+        images=Images(tensors["pixels"], tensors["labels"], ids),
+        roles=tensors["roles"],
+    )
+
+
+def write_result(folder: Path, learned: Learned) -> None:
+    """result/, with result.json last: a folder that has it is finished."""
+    result = folder / "result"
+    write_atomically(result / "checkpoint.safetensors", learned.checkpoint)
+    means = {"ids": torch.tensor(learned.class_ids), "means": learned.means}
+    write_atomically(result / "means.safetensors", pack(means))
+    rest = {f.name: getattr(learned, f.name) for f in dataclasses.fields(Learned)} | {
+        "bias": dataclasses.asdict(learned.bias) if learned.bias else None,
+        "exemplars": {str(k): list(v) for k, v in learned.exemplars.items()},
+        "holdout": {str(k): list(v) for k, v in learned.holdout.items()},
+    }
+    del rest["checkpoint"], rest["means"]
+    write_atomically(result / "result.json", json.dumps(rest, indent=2).encode())
+
+
+def read_result(folder: Path) -> Learned:
+    """What `write_result` wrote; BadInput if the increment has not ended."""
+    result = folder / "result"
+    try:
+        rest = json.loads((result / "result.json").read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"{folder} has no result yet; run the increment to its end") from None
+    means = unpack((result / "means.safetensors").read_bytes(), f"{result}/means.safetensors")
+    bias = BiasCorrection(**rest["bias"]) if rest["bias"] else None
+    mean, std = _colour(rest["mean"]), _colour(rest["std"])
+    if mean is None or std is None:
+        raise Corrupt(f"{result}/result.json lacks mean or std")
+    changed: dict[str, Any] = {
+        "class_ids": tuple(rest["class_ids"]),
+        "heads": tuple(rest["heads"]),
+        "bias": bias,
+        "mean": mean,
+        "std": std,
+        "exemplars": {int(k): tuple(v) for k, v in rest["exemplars"].items()},
+        "holdout": {int(k): tuple(v) for k, v in rest["holdout"].items()},
+        "warnings": tuple(rest["warnings"]),
+    }
+    data = (result / "checkpoint.safetensors").read_bytes()
+    return Learned(checkpoint=data, means=means["means"], **(rest | changed))
+
+
+def _colour(found: Any) -> Colour | None:
+    if found is None:
+        return None
+    r, g, b = map(float, found)
+    return r, g, b

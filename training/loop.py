@@ -1,0 +1,281 @@
+"""The one training loop. It reads a row of the table of methods, and resumes from its last epoch."""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lifelist.exporter.errors import Failed
+from lifelist.exporter.manifest import BiasCorrection
+from lifelist.training import checkpoint
+from lifelist.training.data import Augmentation, Colour, normalise
+from lifelist.training.loss import TERMS, increment_loss
+from lifelist.training.methods import Method, Schedule
+from lifelist.training.network import Network
+from lifelist.training.options import TrainingOptions
+
+log = logging.getLogger(__name__)
+Event = dict[str, Any]
+
+
+def seeded(seed: int, *parts: object) -> torch.Generator:
+    """A generator on the CPU for one purpose: `parts` name it, so that no two purposes share their numbers."""
+    digest = hashlib.sha256(repr((seed, *parts)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:6], "big"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What every phase of one increment shares: where it computes, how it normalises, where it keeps its epochs."""
+
+    options: TrainingOptions
+    device: torch.device
+    half: bool  # bfloat16 inside the network
+    mean: Colour
+    std: Colour
+    fingerprint: str = ""  # of the increment: options, images, teacher. An epoch of another one is refused
+    folder: Path | None = None  # of checkpoints; None: in memory only
+    tell: Callable[[Event], None] = field(default=lambda event: None)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """B×S×S×3 uint8 anywhere → B×3×S×S float32 on the device."""
+        return normalise(pixels.to(self.device), self.mean, self.std)
+
+    def warn(self, what: str, message: str) -> None:
+        """Something was done otherwise than asked: an event for the caller, and a line in the log."""
+        log.warning(what, extra={"facts": {"message": message}})
+        self.tell({"kind": "warning", "what": what, "message": message})
+
+
+def start(options: TrainingOptions, **more: Any) -> Run:
+    """A Run on the device and in the precision that `options` ask for, or the best there are."""
+    name = options.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    half = {"fp32": False, "bf16": True, "auto": device.type == "cuda" and torch.cuda.is_bf16_supported()}
+    return Run(options=options, device=device, half=half[options.precision], **more)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Teacher:
+    """The live network as it answers: frozen, in eval mode, its newest classes corrected. Gives logits, B×n."""
+
+    network: Network
+    bias: BiasCorrection | None = None
+
+    def __post_init__(self) -> None:
+        self.network.requires_grad_(False).eval()  # train mode would show it the batch's statistics (B13, I5)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        return corrected(self.network.logits(images), self.bias)
+
+
+def corrected(logits: Tensor, bias: BiasCorrection | None) -> Tensor:
+    """q_k = alpha·z_k + beta for the rows of one increment, all others as they are (Wu et al. 2019, eq. 4)."""
+    if bias is None:
+        return logits
+    rows = slice(bias.first_row, bias.last_row)
+    return torch.cat([logits[:, : rows.start], bias.alpha * logits[:, rows] + bias.beta, logits[:, rows.stop :]], 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Phase:
+    """One stretch of training: on what, from whom, how long."""
+
+    name: str
+    method: Method
+    schedule: Schedule
+    pixels: Tensor  # N×S×S×3 uint8
+    rows: Tensor  # N int64 on the CPU: which output is right
+    n: int  # outputs that count as old
+    heads: Sequence[slice]  # the old outputs, cut for distillation
+    teacher: Teacher | None  # None where nothing is distilled
+
+
+def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) -> Schedule:
+    """`schedule` with the epochs and the learning rate that the options ask of `reference`, in proportion."""
+    factor = options.epochs / reference.epochs if options.epochs else 1.0
+    faster = options.learning_rate / reference.learning_rate if options.learning_rate else 1.0
+    return replace(
+        schedule,
+        epochs=max(1, round(schedule.epochs * factor)),
+        milestones=tuple(round(milestone * factor) for milestone in schedule.milestones),
+        learning_rate=schedule.learning_rate * faster,
+        colour=schedule.colour or options.colour,
+    )
+
+
+def learning_rate(schedule: Schedule, epoch: int, share: float) -> float:
+    """At `share` (0 … 1) of an epoch, counted from 0. A pure function: the position in a checkpoint is its state."""
+    if schedule.shape == "steps":
+        passed = sum(epoch >= milestone for milestone in schedule.milestones)
+        return float(schedule.learning_rate * schedule.factor**passed)
+    done = (epoch + share) / schedule.epochs
+    warm = 0.2
+    if done < warm:
+        return schedule.learning_rate * (0.1 + 0.9 * done / warm)
+    return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+
+
+def batches(count: int, size: int, views: int, order: torch.Generator, *, drops_last: bool) -> list[Tensor]:
+    """Image numbers of one epoch, `views` times each, in natural proportions (B19): int64, at most `size` at a time.
+
+    A last batch that is not full is left out where the schedule says so; one of a single image always is, since
+    batch-norm has no statistics of it. Another order brings that image back in the next epoch.
+    """
+    found: list[Tensor] = []
+    for _ in range(views):
+        cut = list(torch.split(torch.randperm(count, generator=order), size))
+        if len(cut) > 1 and (len(cut[-1]) == 1 or (drops_last and len(cut[-1]) < size)):
+            cut.pop()
+        found += cut
+    return found
+
+
+def train(network: Network, phase: Phase, run: Run) -> None:
+    """Train `network` in place through a phase; from its last finished epoch, if it was interrupted.
+
+    A checkpoint after each epoch, then an event. Killed at any moment and started again, a run ends with the same
+    bits on a CPU as one that was not. The network is in eval mode afterwards.
+    """
+    if len(phase.rows) < 2:
+        raise Failed(f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2")
+    optimiser = torch.optim.SGD(_groups(network, phase.schedule), lr=0.1, momentum=phase.schedule.momentum)
+    random = {what: seeded(run.options.seed, phase.name, phase.n, what) for what in ("order", "augment", "noise")}
+    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(random["noise"].initial_seed())  # dropout, in the networks that have it, draws from this one
+        done = _resume(network, optimiser, random, phase, run)
+        seconds: list[float] = []
+        for epoch in range(done, phase.schedule.epochs):
+            began = time.monotonic()
+            loss, images = _epoch(network, optimiser, random, phase, run, epoch)
+            seconds.append(time.monotonic() - began)
+            _save(network, optimiser, random, phase, run, epoch + 1)
+            event = {
+                "kind": "epoch",
+                "phase": phase.name,
+                "epoch": epoch + 1,
+                "epochs": phase.schedule.epochs,
+                "loss": loss,
+                "images_per_second": round(images / seconds[-1], 1),
+                "seconds_left": round(sum(seconds) / len(seconds) * (phase.schedule.epochs - epoch - 1), 1),
+            }
+            log.debug("epoch.finished", extra={"facts": event})
+            run.tell(event)
+    network.eval()
+
+
+def _epoch(
+    network: Network,
+    optimiser: torch.optim.SGD,
+    random: dict[str, torch.Generator],
+    phase: Phase,
+    run: Run,
+    epoch: int,
+) -> tuple[dict[str, float], int]:
+    """One pass; (mean of each term of the loss, images seen). Nothing is read back from the device until the end."""
+    schedule, options = phase.schedule, run.options
+    augment = Augmentation(crop=options.crop, flip=options.flip, colour=schedule.colour)
+    cut = batches(len(phase.rows), options.batch_size, schedule.views, random["order"], drops_last=schedule.drops_last)
+    total, images = torch.zeros(len(TERMS), device=run.device), 0
+    network.train()
+    for step, which in enumerate(cut):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(schedule, epoch, step / len(cut))
+        rows = phase.rows[which].to(run.device)
+        x = augment(phase.pixels[which].to(run.device), run.mean, run.std, random["augment"])
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
+            student = network.logits(x)
+            teacher = phase.teacher(x) if phase.teacher else student.new_zeros(len(rows), phase.n)
+        terms = increment_loss(phase.method, student, teacher, rows, phase.heads)
+        optimiser.zero_grad()
+        terms.sum().backward()  # type: ignore[no-untyped-call]
+        if options.gradient_noise:
+            add_gradient_noise(network, epoch + 1, options.batch_size, random["noise"])
+        optimiser.step()
+        total += terms.detach() * len(rows)
+        images += len(rows)
+    means = (total / images).tolist()
+    if not all(map(math.isfinite, means)):
+        raise Failed(f"the loss became {means} in epoch {epoch + 1} of {phase.name!r}; a lower learning_rate may help")
+    return {term: round(value, 6) for term, value in zip(TERMS, means, strict=True)}, images
+
+
+def add_gradient_noise(network: nn.Module, epoch: int, batch_size: int, lot: torch.Generator) -> None:
+    """N(0, 1)·0.3/(1+epoch)^0.55, at the scale of EEIL's code: there on the *sum* over a batch, so here divided by it.
+
+    epoch counts from 1. On mean gradients that is about 1.6e-3 at first; 128 times more ruins training (E5).
+    """
+    scale = 0.3 / (1 + epoch) ** 0.55 / batch_size
+    for parameter in network.parameters():
+        if parameter.grad is not None:
+            noise = torch.randn(parameter.shape, generator=lot).to(parameter.device)
+            parameter.grad.add_(noise, alpha=scale)
+
+
+def _groups(network: Network, schedule: Schedule) -> Iterator[dict[str, Any]]:
+    """Parameters that weight decay pulls on, and those that it leaves alone."""
+    decays = [p for p in network.parameters() if schedule.decays_biases or p.ndim > 1]
+    stays = [p for p in network.parameters() if not (schedule.decays_biases or p.ndim > 1)]
+    yield {"params": decays, "weight_decay": schedule.weight_decay}
+    if stays:
+        yield {"params": stays, "weight_decay": 0.0}
+
+
+def _file(phase: Phase, run: Run) -> Path | None:
+    return run.folder / f"{phase.name}.safetensors" if run.folder else None
+
+
+def _save(
+    network: Network,
+    optimiser: torch.optim.SGD,
+    random: dict[str, torch.Generator],
+    phase: Phase,
+    run: Run,
+    epochs_done: int,
+) -> None:
+    if (file := _file(phase, run)) is None:
+        return
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= checkpoint.optimiser_state(optimiser, names)
+    tensors |= {f"random.{what}": generator.get_state() for what, generator in random.items()}
+    tensors["random.global"] = torch.get_rng_state()
+    if run.device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
+    header = {"phase": phase.name, "epochs_done": epochs_done, "increment": run.fingerprint}
+    checkpoint.write_atomically(file, checkpoint.pack(tensors, header))
+
+
+def _resume(
+    network: Network, optimiser: torch.optim.SGD, random: dict[str, torch.Generator], phase: Phase, run: Run
+) -> int:
+    """Put everything back as it was after the last finished epoch; how many there were."""
+    if (file := _file(phase, run)) is None or not file.exists():
+        return 0
+    data = file.read_bytes()
+    header, tensors = checkpoint.header(data, str(file)), checkpoint.unpack(data, str(file))
+    if header.get("increment") != run.fingerprint:
+        raise Failed(
+            f"{file} is an epoch of another increment, or of other options; remove {file.parent} to start anew"
+        )
+    network.load_state_dict({k.removeprefix("network."): v for k, v in tensors.items() if k.startswith("network.")})
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+    checkpoint.restore_optimiser(optimiser, names, tensors)
+    for what, generator in random.items():
+        generator.set_state(tensors[f"random.{what}"])
+    torch.set_rng_state(tensors["random.global"])
+    if run.device.type == "cuda" and "random.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random.cuda"], run.device)
+    done = int(header["epochs_done"])
+    log.info("training.resumed", extra={"facts": {"phase": phase.name, "epochs_done": done}})
+    return done

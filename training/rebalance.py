@@ -1,0 +1,180 @@
+"""What corrects the bias to new classes after training. A new one is a function here, and a row in REBALANCE."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lifelist.exporter.errors import BadInput
+from lifelist.exporter.manifest import BiasCorrection
+from lifelist.training.evaluate import features, head_logits, unit
+from lifelist.training.exemplars import herd
+from lifelist.training.forms import distillation_heads
+from lifelist.training.loop import Phase, Run, Teacher, scaled, train
+from lifelist.training.methods import Method, Schedules
+from lifelist.training.network import Network
+
+RIDGE = 0.05  # of beta²; the authors' code adds 0.1·beta²/2
+LARGEST_ALPHA = 4.0  # published values are 0.4 … 0.8; where hold-out images are separable, the minimum is at infinity
+LEAST_HOLDOUT = 2  # images of each class, below which the fit is noise (B17)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Increment:
+    """What is known when the main phase of an increment has ended."""
+
+    method: Method
+    schedules: Schedules
+    run: Run
+    n: int  # old classes
+    heads: tuple[int, ...]  # classes that each increment brought, this one included
+    pixels: Tensor  # N×S×S×3 uint8: exemplars (best first) and new images, what training may see
+    rows: Tensor  # N int64
+    held_pixels: Tensor  # hold-out: never trained on, as many of each class
+    held_rows: Tensor
+
+
+Rebalance = Callable[[Network, Increment], BiasCorrection | None]
+
+
+def none(network: Network, increment: Increment) -> None:
+    """The network answers as it was trained."""
+
+
+def bias_correction(network: Network, increment: Increment) -> BiasCorrection:
+    """BiC's second stage: one pair for the newest classes, all of the network frozen (Wu et al. 2019, section 4).
+
+    Pairs of earlier increments are not applied again: the student learnt them from its corrected teacher (B14).
+    """
+    n, classes = increment.n, network.classes
+    least = int(torch.bincount(increment.held_rows, minlength=classes).min())
+    if least < LEAST_HOLDOUT:
+        increment.run.warn(
+            "bias.not-fitted",
+            f"bias correction needs {LEAST_HOLDOUT} hold-out images of each class, and has {least} of one; "
+            "the classifier answers uncorrected. Send more images, enlarge the memory, or choose method wa",
+        )
+        return BiasCorrection(1.0, 0.0, n, classes)
+    logits = head_logits(network, features(network, increment.held_pixels, increment.run))
+    alpha, beta = fit_bias(logits, increment.held_rows, n)
+    if not 0 < alpha < LARGEST_ALPHA:
+        increment.run.warn(
+            "bias.at-limit",
+            f"{len(increment.held_rows)} hold-out images do not determine the correction: alpha is held at {alpha:g}",
+        )
+    return BiasCorrection(alpha, beta, n, classes)
+
+
+def fit_bias(logits: Tensor, rows: Tensor, first_new: int, ridge: float = RIDGE) -> tuple[float, float]:
+    """(alpha, beta) that scale and shift the newest classes (Wu et al. 2019, eq. 4 and 5; methods.md 1.2).
+
+    Minimises mean cross-entropy + ridge·beta², convex in both, over images that were never trained on: by Newton's
+    method with a line search, in float64. Where hold-out images are separable there is no minimum; alpha then ends at
+    0 or LARGEST_ALPHA, and beta is the best for that.
+    logits: N×C float, raw (no softmax before this: B1), made in eval mode;  rows: N int64;  the newest classes are
+    first_new … C-1. BadInput if the newest or the older classes have no image here: the fit would run away.
+    """
+    if not (bool((rows >= first_new).any()) and bool((rows < first_new).any())):
+        raise BadInput(f"need images of classes below and from {first_new}; got {sorted(set(rows.tolist()))}")
+    z = logits.detach().double().cpu()
+    slopes = torch.zeros(2, *z.shape, dtype=torch.float64)  # of each q_k by alpha and by beta
+    slopes[0, :, first_new:], slopes[1, :, first_new:] = z[:, first_new:], 1.0
+    fixed = z.clone()
+    fixed[:, first_new:] = 0.0
+    right = torch.arange(len(z)), rows.cpu()
+    penalty = torch.tensor([0.0, 2 * ridge], dtype=torch.float64)
+
+    def corrected(bias: Tensor) -> Tensor:
+        return fixed + bias[0] * slopes[0] + bias[1] * slopes[1]
+
+    def objective(bias: Tensor) -> float:
+        return float(torch.nn.functional.cross_entropy(corrected(bias), right[1]) + ridge * bias[1] ** 2)
+
+    def within(bias: Tensor) -> Tensor:
+        return torch.stack([bias[0].clamp(0, LARGEST_ALPHA), bias[1]])
+
+    bias = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    for _ in range(100):
+        share = torch.softmax(corrected(bias), 1)
+        expected = (share * slopes).sum(2)  # 2×N
+        gradient = (expected - slopes[:, right[0], right[1]]).mean(1) + penalty * bias
+        centred = slopes - expected[:, :, None]
+        hessian = torch.einsum("ink,jnk,nk->ij", centred, centred, share) / len(z) + torch.diag(penalty)
+        if (bias[0] <= 0 and gradient[0] > 0) or (bias[0] >= LARGEST_ALPHA and gradient[0] < 0):
+            gradient[0] = hessian[0, 1] = hessian[1, 0] = 0.0  # at a limit, and pushed outwards: only beta moves
+            hessian[0, 0] = 1.0
+        if gradient.abs().max() < 1e-10:
+            break
+        step = torch.linalg.solve(hessian + 1e-12 * torch.eye(2), gradient)
+        value, slope, length = objective(bias), float(gradient @ step), 1.0
+        while length > 1e-10 and objective(within(bias - length * step)) > value - 1e-4 * length * slope:
+            length /= 2
+        bias = within(bias - length * step)
+    return float(bias[0]), float(bias[1])
+
+
+def balanced_finetuning(network: Network, increment: Increment) -> None:
+    """EEIL's second phase: as many images of each class, from the just-trained network as its own teacher.
+
+    (Castro et al. 2018, section 3.4; methods.md 1.3.) The snapshot is the teacher of *all* heads, the newest included,
+    which has no teacher in the main phase (E1). The extra loss ends with the phase: nothing of it stays.
+    """
+    run, schedule = increment.run, increment.schedules.balanced
+    if schedule is None:
+        raise BadInput("a method that fine-tunes on a balanced set needs a schedule for it; see methods.Schedules")
+    which = balanced_set(network, increment)
+    if not len(which):
+        run.warn("balanced.left-out", "there are no exemplars of old classes, so there is no balanced set to tune on")
+        return
+    snapshot = Teacher(network.copy())
+    phase = Phase(
+        name="balanced",
+        method=increment.method,
+        schedule=scaled(schedule, run.options, increment.schedules.increment),
+        pixels=increment.pixels[which],
+        rows=increment.rows[which],
+        n=network.classes,  # every class counts as old here, so that the snapshot teaches all of them
+        heads=distillation_heads(increment.heads),
+        teacher=snapshot,
+    )
+    train(network, phase, run)
+
+
+def balanced_set(network: Network, increment: Increment) -> Tensor:
+    """Numbers of the images to tune on: the same count of each class (E2), int64; none without exemplars.
+
+    The count is that of an old class's exemplars; a new class gives its best by herding with the network as it is
+    now. A class that has fewer images than the count shows them more than once.
+    """
+    counts = torch.bincount(increment.rows, minlength=network.classes)
+    wanted = int(counts[: increment.n].max()) if increment.n else 0
+    chosen = [torch.zeros(0, dtype=torch.int64)]
+    for row, count in enumerate(counts.tolist()):
+        if not wanted or not count:
+            continue
+        of_class = (increment.rows == row).nonzero()[:, 0]
+        if row >= increment.n:
+            raw = features(network, increment.pixels[of_class], increment.run)
+            of_class = of_class[herd(unit(raw), min(wanted, count))]
+        chosen.append(of_class.repeat(-(-wanted // len(of_class)))[:wanted])
+    return torch.cat(chosen)
+
+
+@torch.no_grad()
+def weight_aligning(network: Network, increment: Increment) -> None:
+    """WA: new rows are scaled so that their mean length is that of the old ones (Zhao et al. 2020, eq. 6 and 7).
+
+    gamma = mean‖w_old‖ / mean‖w_new‖; biases stay. The aligned network is what is served, kept, and distilled from.
+    """
+    weight = network.head.weight
+    gamma = weight[: increment.n].norm(dim=1).mean() / weight[increment.n :].norm(dim=1).mean()
+    weight[increment.n :] *= gamma
+
+
+REBALANCE: Mapping[str, Rebalance] = {
+    "none": none,
+    "bias-correction": bias_correction,
+    "balanced-finetuning": balanced_finetuning,
+    "weight-aligning": weight_aligning,
+}

@@ -1,0 +1,201 @@
+"""Where labelled images come from: a folder per class, Parquet files, or the digits that ship with scikit-learn.
+
+Nothing here needs torch. Each reader yields `Encoded` files as they are; `read` in data.py decodes them.
+"""
+
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from lifelist.exporter.errors import BadInput
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+Split = Literal["train", "test", ""]  # "": the source does not say
+_SPLITS: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "val": "test",
+    "valid": "test",
+    "validation": "test",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One image file and its class."""
+
+    class_name: str
+    data: bytes
+    where: str  # for messages: path, or file and row
+    split: Split = ""
+    rank: int = 0  # the class's place in the order of arrival, where the source has one; else names are sorted
+
+
+def encoded(source: Path | str) -> Iterator[Encoded]:
+    """Every image of `source`, in a fixed order. BadInput says what is wrong with it, and what would be right.
+
+    source: "digits"; a .parquet file, or a folder of them; or a folder with one folder of images for each class,
+    which may stand in folders named train and test.
+    """
+    if str(source) == "digits":
+        return _digits()
+    path = Path(source)
+    if not path.exists():
+        raise BadInput(f'{path} does not exist; give a folder with one folder per class, Parquet files, or "digits"')
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise BadInput(f"{path} is a file, but not .parquet; images stand in a folder per class")
+        return _parquet([path])
+    if shards := sorted(path.rglob("*.parquet")):
+        return _parquet(shards)
+    return _folders(path)
+
+
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts "class 2" before "class 10"."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def class_names(images: Iterable[Encoded]) -> list[str]:
+    """The classes in order of arrival: by rank, then by name."""
+    return [name for _, name in sorted({(e.rank, e.class_name) for e in images}, key=lambda c: (c[0], natural(c[1])))]
+
+
+def _digits() -> Iterator[Encoded]:
+    """1,797 handwritten digits of 8×8 pixels (Alpaydin & Kaynak 1998), as PNG files."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for k, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        file = io.BytesIO()
+        Image.fromarray((255 * pixels / 16).round().astype(np.uint8)).convert("RGB").save(file, "png")
+        yield Encoded(DIGITS[label], file.getvalue(), f"digit {k}", rank=int(label))
+
+
+def _folders(root: Path) -> Iterator[Encoded]:
+    inner = _subfolders(root)
+    splits = {folder: _SPLITS.get(folder.name.lower(), "") for folder in inner}
+    if inner and all(splits.values()):
+        found = [(folder, splits[split]) for split in inner for folder in _subfolders(split)]
+    else:
+        found = [(folder, "") for folder in inner]
+    files = [(f, folder.name, split) for folder, split in found for f in _images_in(folder)]
+    if not files:
+        raise BadInput(
+            f"{root} holds no images: expected one folder for each class, named as the class, "
+            f"with {', '.join(SUFFIXES)} files; found {[p.name for p in sorted(root.iterdir())[:5]] or 'nothing'}"
+        )
+    if empty := [str(folder) for folder, _ in found if not any(_images_in(folder))]:
+        raise BadInput(f"no image of {', '.join(SUFFIXES)} in {', '.join(empty[:5])}; add some, or remove the folder")
+    for file, name, split in files:
+        yield Encoded(name, file.read_bytes(), str(file), split)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted((p for p in folder.iterdir() if p.is_dir() and p.name[0] != "."), key=lambda p: natural(p.name))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def _parquet(shards: list[Path]) -> Iterator[Encoded]:
+    """Rows of the usual public layout: image struct{bytes, path} or binary; label int or string; maybe class_name."""
+    import pyarrow.parquet
+
+    for shard in shards:
+        try:
+            file = pyarrow.parquet.ParquetFile(shard)
+        except pyarrow.ArrowInvalid as error:
+            raise BadInput(f"{shard} is not a Parquet file: {error}") from error
+        image, label, named = _columns(file.schema_arrow, shard)
+        known = _label_names(file.schema_arrow, label)
+        words = re.split(r"[^a-z]+", shard.stem.lower())
+        split: Split = next((_SPLITS[word] for word in words if word in _SPLITS), "")
+        row = 0
+        for batch in file.iter_batches(1024, columns=[c for c in (image, label, named) if c is not None]):
+            for values in batch.to_pylist():
+                yield _row(values, image, label, named, known, split, f"{shard} row {row}")
+                row += 1
+
+
+def _columns(schema: Any, shard: Path) -> tuple[str, str, str | None]:
+    """(image, label, class name or None): by their usual names, else the only column of a type that fits."""
+    import pyarrow
+
+    def pick(what: str, usual: tuple[str, ...], fits: Any) -> str:
+        fitting: list[str] = [column.name for column in schema if fits(column.type)]
+        for name in usual:
+            if name in fitting:
+                return name
+        if len(fitting) != 1:
+            raise BadInput(
+                f"{shard} has no column that is clearly the {what}: expected one named {' or '.join(usual)}; "
+                f"it has {', '.join(f'{c.name} ({c.type})' for c in schema)}"
+            )
+        return fitting[0]
+
+    def is_bytes(kind: Any) -> bool:
+        return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+
+    def is_image(kind: Any) -> bool:
+        if pyarrow.types.is_struct(kind):
+            return any(kind.field(k).name == "bytes" and is_bytes(kind.field(k).type) for k in range(kind.num_fields))
+        return is_bytes(kind)
+
+    def is_text(kind: Any) -> bool:
+        if pyarrow.types.is_dictionary(kind):
+            return is_text(kind.value_type)
+        return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+    def is_label(kind: Any) -> bool:
+        return bool(pyarrow.types.is_integer(kind)) or is_text(kind)
+
+    image = pick("image", ("image", "img"), is_image)
+    label = pick("label", ("label", "labels", "fine_label", "class"), is_label)
+    named = "class_name" if "class_name" in schema.names and is_text(schema.field("class_name").type) else None
+    return image, label, named
+
+
+def _label_names(schema: Any, label: str) -> list[str] | None:
+    """The names that Hugging Face's metadata give to integer labels, if they are there."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _row(
+    values: Mapping[str, Any],
+    image: str,
+    label: str,
+    named: str | None,
+    known: list[str] | None,
+    split: Split,
+    where: str,
+) -> Encoded:
+    content, value = values[image], values[label]
+    data = content.get("bytes") if isinstance(content, dict) else content
+    if not data:
+        raise BadInput(f"{where} has no image bytes in column {image!r}; files outside the Parquet are not followed")
+    if value is None or (isinstance(value, int) and value < 0):
+        raise BadInput(f"{where} has no label ({value!r}) in column {label!r}")
+    rank = value if isinstance(value, int) else 0
+    if named is not None and values[named]:
+        return Encoded(str(values[named]), data, where, split, rank)
+    if isinstance(value, int) and known is not None:
+        if value >= len(known):
+            raise BadInput(f"{where} has label {value}, but the file's metadata name only {len(known)} classes")
+        return Encoded(known[value], data, where, split, rank)
+    return Encoded(str(value), data, where, split, rank)
