@@ -1,10 +1,12 @@
-"""What a version says of itself: typed, validated, immutable. Standard library only, so that a bare GPU box reads it."""
+"""What a version says of itself: typed, validated, immutable. Standard library only: a bare GPU box reads it."""
 
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -12,9 +14,11 @@ from typing import Any, Literal, Self
 from lifelist.exporter.errors import BadManifest, Corrupt
 
 SCHEMA_VERSION = 1
+_UNSEEN = ("Cc", "Cs")  # Unicode's categories of control characters and of halves of a pair
 
 ClassState = Literal["trained", "enrolled"]  # has a row in the last layer | has a class mean only
 AnswerKind = Literal["linear", "nearest_mean"]
+VersionKind = Literal["increment", "enrolment"]  # has a model of its own | shares its parent's, and adds class means
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +29,29 @@ class FileEntry:
     size: int  # bytes
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]{0,99}", self.name, re.ASCII):
+            raise BadManifest(
+                f"a file is named {self.name!r}; letters, digits, '.', '_' and '-' are allowed, no folders"
+            )
+        if self.size < 0 or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise BadManifest(
+                f"file {self.name!r} has size {self.size} and sha256 {self.sha256!r}; "
+                "a size is at least 0, and a sha256 has 64 lower-case hexadecimal digits"
+            )
+
+    @classmethod
+    def of(cls, name: str, data: bytes) -> Self:
+        """The entry of a file with these bytes."""
+        return cls(name, len(data), hashlib.sha256(data).hexdigest())
+
     def verified(self, data: bytes) -> bytes:
         """The same bytes, or Corrupt. Every blob passes here before anything deserialises it."""
-        if len(data) != self.size or (found := hashlib.sha256(data).hexdigest()) != self.sha256:
-            found = hashlib.sha256(data).hexdigest()
-            raise Corrupt(f"{self.name}: {len(data)} bytes, sha256 {found}; the manifest says {self.size}, {self.sha256}")
+        found = hashlib.sha256(data).hexdigest()
+        if len(data) != self.size or found != self.sha256:
+            raise Corrupt(
+                f"{self.name}: {len(data)} bytes, sha256 {found}; the manifest says {self.size} bytes, {self.sha256}"
+            )
         return data
 
 
@@ -45,6 +67,14 @@ class ClassEntry:
     def __post_init__(self) -> None:
         if self.state not in typing.get_args(ClassState):
             raise BadManifest(f"class {self.id} has state {self.state!r}; allowed: {typing.get_args(ClassState)}")
+        if self.id < 0 or self.increment < 0:
+            raise BadManifest(f"class {self.name!r} has id {self.id} and increment {self.increment}; both count from 0")
+        tidy = unicodedata.normalize("NFC", self.name.strip())
+        if not 1 <= len(self.name) <= 100 or self.name != tidy or any(unicodedata.category(c) in _UNSEEN for c in tidy):
+            raise BadManifest(
+                f"class {self.id} is named {self.name!r}; a name has 1 to 100 characters, in Unicode's form NFC, "
+                "without control characters, and no space at either end"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +100,10 @@ class BiasCorrection:
     first_row: int
     last_row: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.first_row < self.last_row:
+            raise BadManifest(f"a bias correction needs 0 ≤ first_row < last_row; got {self}")
+
 
 @dataclass(frozen=True, slots=True)
 class Parity:
@@ -78,6 +112,7 @@ class Parity:
     images: int
     max_abs_logit_difference: float
     top1_agreement: float  # share, 0 … 1
+    max_abs_embedding_difference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +132,7 @@ class Manifest:
 
     version: int  # 1, 2, 3 …; 0 for a draft that has no number yet
     created_at: str  # RFC 3339, UTC
-    kind: Literal["increment", "enrolment"]
+    kind: VersionKind
     parent: int | None
     method: str
     network: str
@@ -110,26 +145,37 @@ class Manifest:
     parity: Parity | None = None
     gate: tuple[Check, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters, seeds included
-    results: Mapping[str, Any] = field(default_factory=dict)  # on held-out data: {"linear": {...}, "nearest_mean": {...}}
+    results: Mapping[str, Any] = field(default_factory=dict)  # held-out data: {"linear": {…}, "nearest_mean": {…}}
     exemplars_sha256: str | None = None
     software: Mapping[str, str] = field(default_factory=dict)
     schema: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
+        who = f"version {self.version}"
         if self.schema != SCHEMA_VERSION:
-            raise BadManifest(f"version {self.version} has manifest schema {self.schema}; this program reads {SCHEMA_VERSION}")
+            raise BadManifest(f"{who} has manifest schema {self.schema}; this program reads {SCHEMA_VERSION}")
+        if self.version < 0 or self.embedding_dim < 1:
+            raise BadManifest(
+                f"{who} has {self.embedding_dim} embedding dimensions; both numbers count up, from 0 and 1"
+            )
         if not self.classes:
-            raise BadManifest(f"version {self.version} names no class")
+            raise BadManifest(f"{who} names no class")
         for what, values in (("id", [c.id for c in self.classes]), ("name", [c.name for c in self.classes])):
             if len(set(values)) != len(values):
-                raise BadManifest(f"version {self.version} lists a class {what} twice: {values}")
+                raise BadManifest(f"{who} lists a class {what} twice: {values}")
         if len({f.name for f in self.files}) != len(self.files):
-            raise BadManifest(f"version {self.version} lists a file twice: {[f.name for f in self.files]}")
+            raise BadManifest(f"{who} lists a file twice: {[f.name for f in self.files]}")
         states = [c.state for c in self.classes]
         if states != sorted(states, key=("trained", "enrolled").index):
-            raise BadManifest(f"version {self.version}: trained classes come first, then enrolled; got {states}")
-        if self.default_answer not in typing.get_args(AnswerKind):
-            raise BadManifest(f"version {self.version} answers by {self.default_answer!r}; allowed: {typing.get_args(AnswerKind)}")
+            raise BadManifest(f"{who}: trained classes come first, then enrolled; got {states}")
+        for what, value, kind in (
+            ("default_answer", self.default_answer, AnswerKind),
+            ("kind", self.kind, VersionKind),
+        ):
+            if value not in typing.get_args(kind):
+                raise BadManifest(f"{who} has {what} {value!r}; allowed: {typing.get_args(kind)}")
+        if self.bias and self.bias.last_row > len(self.trained):
+            raise BadManifest(f"{who} has {len(self.trained)} rows in its last layer, and corrects {self.bias}")
 
     @property
     def trained(self) -> tuple[ClassEntry, ...]:
@@ -147,6 +193,11 @@ class Manifest:
         """Whether every check of the gate passed."""
         return all(check.passed for check in self.gate)
 
+    @property
+    def digest(self) -> str:
+        """sha256 of everything that the manifest says, in one canonical spelling."""
+        return _digest(self._plain())
+
     def file(self, name: str) -> FileEntry:
         """The entry of a file, or Corrupt if the version has none of that name."""
         for entry in self.files:
@@ -155,47 +206,81 @@ class Manifest:
         raise Corrupt(f"version {self.version} has no file {name!r}; it has {[f.name for f in self.files]}")
 
     def as_json(self) -> str:
-        """The manifest as it is stored: sorted, indented, ends with a newline."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """The manifest as it is stored: sorted, indented, with its own digest; ends with a newline."""
+        value = self._plain()
+        return json.dumps(value | {"digest": _digest(value)}, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    def _plain(self) -> dict[str, Any]:
+        """As JSON will give it back, types and all; BadManifest if what is written could not be read again."""
+        return dataclasses.asdict(_typed(type(self), _jsoned(dataclasses.asdict(self)), "manifest"))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """The manifest in `text`; BadManifest names the field that is wrong."""
+        """The manifest in `text`; BadManifest names the field that is wrong, Corrupt says that it was altered."""
         try:
             found = json.loads(text)
         except ValueError as error:
-            raise BadManifest(f"not JSON: {error}") from error
+            raise BadManifest(f"the manifest is not JSON: {error}") from error
+        if not isinstance(found, dict) or "digest" not in found:
+            raise BadManifest(
+                "the manifest should be an object with its own 'digest'; was it cut off, or made by hand?"
+            )
+        stated = found.pop("digest")
+        if (digest := _digest(found)) != stated:
+            raise Corrupt(
+                f"the manifest's content has sha256 {digest}, and it says {stated!r} of itself: it was altered"
+            )
         value = _typed(cls, found, "manifest")
         assert isinstance(value, cls)
         return value
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """sha256 of a JSON value, without regard to layout and order of keys."""
+    return hashlib.sha256(json.dumps(_jsoned(value), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _jsoned(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as JSON gives it back: lists for tuples, texts for keys. BadManifest if it has what JSON lacks."""
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise BadManifest(f"a manifest holds JSON values only, and no NaN or infinity: {error}") from error
+    return found
 
 
 def _typed(kind: Any, value: Any, where: str) -> Any:
     """`value`, as JSON gave it, as the declared type; BadManifest names the place where it is not."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, dict):
-            raise BadManifest(f"{where} should be an object, not {value!r}")
-        hints = typing.get_type_hints(kind)
-        declared = {f.name: f for f in dataclasses.fields(kind)}
-        required = {n for n, f in declared.items() if f.default is f.default_factory is dataclasses.MISSING}
-        if (unknown := set(value) - set(declared)) or (missing := required - set(value)):
-            missing = required - set(value)
-            raise BadManifest(f"{where} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}")
-        return kind(**{name: _typed(hints[name], item, f"{where}.{name}") for name, item in value.items()})
-    if origin is types.UnionType or origin is typing.Union:
-        if value is None:
-            return None
-        return _typed(next(a for a in arguments if a is not type(None)), value, where)
+        return _object(kind, value, where)
+    if origin is types.UnionType:
+        return None if value is None else _typed(next(a for a in arguments if a is not types.NoneType), value, where)
     if origin is tuple:
-        if not isinstance(value, list) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
-            raise BadManifest(f"{where} should be a list{'' if arguments[-1] is Ellipsis else f' of {len(arguments)}'}, not {value!r}")
+        fixed = None if arguments[-1] is Ellipsis else len(arguments)
+        if not isinstance(value, list) or fixed not in (None, len(value)):
+            raise BadManifest(f"{where} should be a list{f' of {fixed}' if fixed else ''}, not {value!r}")
         return tuple(_typed(arguments[0], item, f"{where}[{k}]") for k, item in enumerate(value))
-    if origin is typing.Literal:
+    if origin is Literal:
         if value not in arguments:
             raise BadManifest(f"{where} should be one of {arguments}, not {value!r}")
         return value
-    expected = (dict,) if origin is not None else (int, float) if kind is float else (kind,)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    expected = dict if origin is not None else kind  # what is left with an origin is Mapping[str, …]
     if not isinstance(value, expected) or (isinstance(value, bool) and kind is not bool):
-        raise BadManifest(f"{where} should be {expected[0].__name__}, not {value!r}")
-    return float(value) if kind is float else value
+        raise BadManifest(f"{where} should be {expected.__name__}, not {value!r}")
+    return value
+
+
+def _object(kind: type, value: Any, where: str) -> Any:
+    """`value` as an instance of the dataclass `kind`."""
+    if not isinstance(value, dict):
+        raise BadManifest(f"{where} should be an object, not {value!r}")
+    declared = {f.name: f for f in dataclasses.fields(kind)}
+    required = {n for n, f in declared.items() if f.default is f.default_factory is dataclasses.MISSING}
+    unknown, missing = set(value) - set(declared), required - set(value)
+    if unknown or missing:
+        raise BadManifest(f"{where} has unknown fields {sorted(unknown)} and lacks {sorted(missing)}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _typed(hints[name], item, f"{where}.{name}") for name, item in value.items()})
