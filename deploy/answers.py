@@ -37,7 +37,7 @@ class Classified(TypedDict):
 
 
 class ArrivedClass(ClassName):
-    """A class that got examples: `pending` until an increment trains it, `enrolled` once its mean answers, `trained`."""
+    """A class that got examples: `pending` at first, `enrolled` once its mean answers, `trained` by an increment."""
 
     state: str
 

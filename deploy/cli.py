@@ -1,4 +1,4 @@
-"""`lifelist`: the command line. torch and ray are imported inside the commands that need them, so that help is quick."""
+"""`lifelist`: the command line. torch and ray are imported in the commands that need them, so that help is quick."""
 
 import logging
 import os
@@ -11,30 +11,26 @@ import click
 
 from lifelist.deploy import cli_increments, cli_local, cli_queries, cli_versions, events
 from lifelist.deploy.settings import Settings
-from lifelist.deploy.sources import Resolved, nearest, resolve
+from lifelist.deploy.sources import Resolved, resolve
 from lifelist.deploy.terminal import note
 from lifelist.exporter.errors import BadInput, LifelistError, Missing
 
-EPILOG = """Settings are flags too, anywhere on the line: --serving.port 9000, --training.epochs=30; short ones are --home
-and --port. --config FILE reads a settings file instead of ./lifelist.toml. `lifelist settings` lists all."""
+EPILOG = """Settings are flags too, anywhere on the line: --serving.port 9000, --training.epochs=30; --home and --port are
+short ones. --config FILE reads a settings file instead of ./lifelist.toml. `lifelist settings` lists all."""
 
 INTERRUPTED = 128 + signal.SIGINT
 
 
-class Commands(click.Group):
-    """A group whose message about an unknown command names the nearest one."""
+class InOrder(click.Group):
+    """Help lists the commands in the order in which one comes to need them."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that args begin with."""
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(f"there is no command {args[0]!r}.{nearest(args[0], list(self.commands))}", ctx)
-        return super().resolve_command(ctx, args)
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
 
 
 @click.group(
-    cls=Commands, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+    cls=InOrder, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
 )
 @click.version_option(installed_version("lifelist"), prog_name="lifelist")
 @click.option("-v", "--verbose", is_flag=True, help="Log events to standard error, one JSON line each.")
@@ -48,8 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         resolved = _resolved(arguments)
-        code = root.main(list(resolved.rest), prog_name="lifelist", obj=resolved, standalone_mode=False)
+        with root.make_context("lifelist", list(resolved.rest), obj=resolved) as context:
+            code = root.invoke(context)
         return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as done:  # after --help and --version
+        return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         note(error.format_message())
         return 2
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         note(f"lifelist: {error.filename or 'the operating system'}: {error.strerror or error}")
         return 1
-    except Exception as error:  # noqa: BLE001 (the outermost frame: a user gets a sentence, a developer `-v`)
+    except Exception as error:  # the outermost frame: a user gets a sentence, a developer -v
         logging.getLogger("lifelist").info("command.crashed", exc_info=True)
         note(f"lifelist: internal error, please report it (-v shows where): {type(error).__name__}: {error}")
         return 1

@@ -13,7 +13,7 @@ from lifelist.exporter.errors import Failed
 
 @click.group()
 def increment() -> None:
-    """Train the server's classifier on classes that got examples, and see how it goes."""
+    """Train on classes that got examples, and see how it goes."""
 
 
 @increment.command()

@@ -14,7 +14,7 @@ from lifelist.deploy.terminal import json_option, result, table
 @click.option("--markdown", is_flag=True, help="Print docs/settings.md instead: all settings with their defaults.")
 @click.pass_obj
 def settings(resolved: Resolved, markdown: bool, as_json: bool) -> None:
-    """Print every setting that is in force, and where it comes from."""
+    """Print the settings in force, and where each comes from."""
     if markdown:
         click.echo(reference(), nl=False)
         return
@@ -42,7 +42,7 @@ _INTRODUCTION = """# Settings
 
 <!-- Made by `lifelist settings --markdown > docs/settings.md`; a test holds it to the code. -->
 
-A setting has one dotted name and can be given in three places. The later overrides the earlier:
+A setting has one dotted name, a default, and three places where it can be given. The later overrides the earlier:
 
 1. its default, below;
 2. the environment: `LIFELIST_` and the name in capitals, with `__` for the dot: `LIFELIST_SERVING__PORT=9000`;
@@ -85,11 +85,46 @@ def _value(dumped: Any, name: str) -> Any:
 
 
 @click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@json_option
+@click.pass_obj
+def base(resolved: Resolved, data: Path, as_json: bool) -> None:
+    """Train version 1 on DATA, a folder per class. Needs no server."""
+    from lifelist.deploy.base import make_base
+
+    raise NotImplementedError
+
+
+@click.command()
+@click.pass_obj
+def serve(resolved: Resolved) -> int:
+    """Serve the live version until ctrl-C."""
+    from lifelist.deploy.server import serve
+
+    return serve(resolved.settings)
+
+
+@click.command()
+@click.argument("data")
+@click.option("--method", help="bic, eeil, icarl, wa …; unless given, the setting training.method.")
+@click.option("--classes-per-increment", type=click.IntRange(1), default=2, show_default=True)
+@json_option
+@click.pass_obj
+def train(resolved: Resolved, data: str, method: str | None, classes_per_increment: int, as_json: bool) -> None:
+    """Run a class-incremental experiment, without any server.
+
+    DATA is a folder per class, Parquet files, or the word digits. Prints the accuracy matrix."""
+    from lifelist.training.experiment import run_experiment
+
+    raise NotImplementedError
+
+
+@click.command()
 @click.option("--keep", is_flag=True, help="Leave the server running at the end, and say what to try next.")
 @click.option("--data", type=click.Path(path_type=Path), help="Your own images, a folder per class, not the digits.")
 @click.pass_obj
 def demo(resolved: Resolved, keep: bool, data: Path | None) -> int:
-    """Watch a served classifier learn new classes under traffic, in a few minutes."""
+    """Watch a classifier learn new classes under traffic."""
     from lifelist.deploy.demo import run
 
     return run(resolved.settings, keep=keep, data=data)

@@ -21,7 +21,7 @@ IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 @json_option
 @click.pass_obj
 def classify(resolved: Resolved, images: tuple[Path, ...], top_k: int, answer: str | None, as_json: bool) -> None:
-    """Ask the server what is on IMAGES (files, or folders of them)."""
+    """Ask the server what is on IMAGES: files or folders."""
     files = [file for path in images for file in images_in(path)]
     answers: list[Classified] = []
     with Client(url_of(resolved.settings)) as client, progress("classified", len(files), "image") as bar:
@@ -90,7 +90,7 @@ def _added(answer: Added) -> str:
 @json_option
 @click.pass_obj
 def feedback(resolved: Resolved, prediction_id: str, true_class: str, as_json: bool) -> None:
-    """Tell the server that the image of PREDICTION_ID was of TRUE_CLASS."""
+    """Say that the image of PREDICTION_ID was of TRUE_CLASS."""
     with Client(url_of(resolved.settings)) as client:
         found = client.feedback(prediction_id, true_class)
     verdict = "right" if found["correct"] else f"wrong: it answered {found['predicted']['name']}"

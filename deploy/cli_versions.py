@@ -18,7 +18,7 @@ REFS = ("live", "candidate", "previous")
 
 @click.group()
 def versions() -> None:
-    """List, check and compare the published versions; put one live."""
+    """List, check and compare versions; put one live."""
 
 
 @versions.command(name="list")
@@ -101,7 +101,7 @@ def promote(resolved: Resolved, number: int, force: bool, as_json: bool) -> None
 @json_option
 @click.pass_obj
 def rollback(resolved: Resolved, as_json: bool) -> None:
-    """Make the previous version live again, on all replicas."""
+    """Make the previous version live again."""
     with Client(url_of(resolved.settings)) as client:
         _moved(client.rollback(), as_json)
 
@@ -135,16 +135,13 @@ def _told(manifest: Manifest, refs: list[str]) -> str:
     rows = [(c.id, c.name, c.state, c.increment) for c in manifest.classes]
     checks = [(c.name, "passed" if c.passed else "REFUSED", c.found, c.limit, c.message) for c in manifest.gate]
     files = [(f.name, f.size, f.sha256) for f in manifest.files]
-    kinds = [
-        (kind, r.get("all"), r.get("old"), r.get("new"))
-        for kind, r in manifest.results.items()
-        if isinstance(r, Mapping)
-    ]
+    results = {kind: found for kind, found in manifest.results.items() if isinstance(found, Mapping)}
+    kinds = [(kind, r.get("all"), r.get("old"), r.get("new")) for kind, r in results.items()]
     named = f" ({', '.join(refs)})" if refs else ""
     parts = [
         f"version {manifest.version}{named}: {manifest.kind} by {manifest.method} "
         f"from version {manifest.parent}, {manifest.created_at}",
-        f"{manifest.network}, answers by {manifest.default_answer}, {manifest.preprocess.size}×{manifest.preprocess.size} pixels",
+        f"{manifest.network}, {manifest.preprocess.size}×{manifest.preprocess.size} pixels, answers by {manifest.default_answer}",
         table(["id", "class", "state", "increment"], rows),
         table(["answer", "all", "old", "new"], kinds) if kinds else "",
         table(["gate", "verdict", "found", "limit", ""], checks) if checks else "",

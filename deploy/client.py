@@ -155,8 +155,10 @@ class Client:
     def events(self, number: int, after: int = 0, patience_s: float = 120) -> Iterator[Event]:
         """The events of an increment after the given one, as they come, until it ends.
 
-        A connection that breaks is taken up again where it broke; Unavailable when none works for `patience_s`.
+        A connection that breaks is taken up again where it broke; Unavailable when none works for `patience_s`, and at
+        once if the first does not.
         """
+        self.increment(number)
         deadline = time.monotonic() + patience_s
         while True:
             try:

@@ -81,10 +81,10 @@ class Settings(_Options):
 
     home: Path = Field(default=Path("lifelist-data"), description="folder for everything that has no place of its own")
     registry: str = Field(
-        default="", description="folder or fsspec URL that holds the versions; empty: <home>/registry"
+        default="", description="folder or fsspec URL that holds the versions; empty: registry in home"
     )
     database: str = Field(
-        default="", description="SQLAlchemy URL of rollouts and feedback; empty: sqlite in <home>/lifelist.db"
+        default="", description="SQLAlchemy URL of rollouts and feedback; empty: lifelist.db in home (SQLite)"
     )
     gate: tuple[GateCheck, ...] = Field(default=GATE, description="the checks that a candidate must pass to go live")
     examples: ExampleOptions = ExampleOptions()

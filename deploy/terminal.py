@@ -29,14 +29,15 @@ def note(text: str) -> None:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Aligned columns; numbers to the right."""
-    texts = [[_cell(cell) for cell in row] for row in rows]
-    widths = [max(len(line[k]) for line in [list(head), *texts]) for k in range(len(head))]
-    right = [bool(rows) and all(isinstance(row[k], int | float | None) for row in rows) for k in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(line, widths, right, strict=True))
-        .rstrip()
-        for line in [list(head), *texts]
-    )  # fmt: skip
+    texts = [list(head), *([_cell(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[k]) for line in texts) for k in range(len(head))]
+    numbers = [bool(rows) and all(isinstance(row[k], int | float | None) for row in rows) for k in range(len(head))]
+
+    def aligned(line: Sequence[str]) -> str:
+        cells = zip(line, widths, numbers, strict=True)
+        return "  ".join(cell.rjust(w) if right else cell.ljust(w) for cell, w, right in cells).rstrip()
+
+    return "\n".join(map(aligned, texts))
 
 
 def _cell(value: object) -> str:
