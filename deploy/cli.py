@@ -15,8 +15,8 @@ from lifelist.deploy.sources import Resolved, resolve
 from lifelist.deploy.terminal import note
 from lifelist.exporter.errors import BadInput, LifelistError, Missing
 
-EPILOG = """Settings are flags too, anywhere on the line: --serving.port 9000, --training.epochs=30; --home and --port are
-short ones. --config FILE reads a settings file instead of ./lifelist.toml. `lifelist settings` lists all."""
+EPILOG = """Settings are flags too, anywhere on the line: --serving.port 9000, --training.epochs=30; --home and --port
+are short ones. --config FILE reads a settings file instead of ./lifelist.toml. `lifelist settings` lists all."""
 
 INTERRUPTED = 128 + signal.SIGINT
 

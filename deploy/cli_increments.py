@@ -5,9 +5,9 @@ import json
 import click
 
 from lifelist.deploy.answers import ENDED, Increment
-from lifelist.deploy.client import Client, Event, url_of
+from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.sources import Resolved
-from lifelist.deploy.terminal import Bar, json_option, note, result, table
+from lifelist.deploy.terminal import following, json_option, note, result, table
 from lifelist.exporter.errors import Failed
 
 
@@ -26,15 +26,19 @@ def increment() -> None:
 def start(
     resolved: Resolved, classes: tuple[str, ...], method: str | None, key: str | None, watch: bool, as_json: bool
 ) -> None:
-    """Start an increment with CLASSES, or with all that are pending."""
+    """Start an increment with CLASSES, or with all that are pending.
+
+    With --watch and --json: each event as a line, then the increment.
+    """
     with Client(url_of(resolved.settings)) as client:
         found = client.start_increment(classes or None, method, key)
         if watch:
             note(f"increment {found['id']}: {_names(found)} by {found['method']}")
             found = follow(client, found["id"], as_json)
-    hint = "" if watch else f"\nfollow it with: lifelist increment watch {found['id']}"
-    result(found, _line(found) + hint, as_json)
-    _judge(found, ended=watch)
+    if watch:
+        _conclude(found, as_json)
+    else:
+        result(found, f"{_line(found)}\nfollow it with: lifelist increment watch {found['id']}", as_json)
 
 
 @increment.command(name="list")
@@ -70,11 +74,7 @@ def watch(resolved: Resolved, number: int, as_json: bool) -> None:
     """Follow increment NUMBER until it ends. With --json: each event as a line, then the increment."""
     with Client(url_of(resolved.settings)) as client:
         found = follow(client, number, as_json)
-    if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
-    else:
-        click.echo(_line(found))
-    _judge(found, ended=True)
+    _conclude(found, as_json)
 
 
 @increment.command()
@@ -93,35 +93,13 @@ def cancel(resolved: Resolved, number: int, watch: bool, as_json: bool) -> None:
 
 
 def follow(client: Client, number: int, as_json: bool) -> Increment:
-    """Show the events of an increment until it ends, then say how it ended."""
-    bar: Bar | None = None
-    phase = ""
-    try:
+    """Show the events of an increment until it ends; with `as_json` each is a line of JSON as well."""
+    with following() as show:
         for event in client.events(number):
             if as_json:
                 click.echo(json.dumps({"id": event.id, "event": event.kind, **event.data}, ensure_ascii=False))
-            if event.kind != "epoch":
-                if bar is not None:
-                    bar.close()
-                    bar = None
-                note(_told(event))
-                continue
-            if bar is None or event.data["phase"] != phase:
-                if bar is not None:
-                    bar.close()
-                phase = event.data["phase"]
-                bar = Bar(phase, event.data["epochs"], "epoch")
-            loss = ", ".join(f"{term} {value:.3f}" for term, value in event.data.get("loss", {}).items())
-            bar.to(event.data["epoch"], loss)
-    finally:
-        if bar is not None:
-            bar.close()
+            show(event.kind, event.data)
     return client.increment(number)
-
-
-def _told(event: Event) -> str:
-    facts = ", ".join(f"{name} {value}" for name, value in event.data.items() if not isinstance(value, dict | list))
-    return f"{event.kind}: {facts}" if facts else event.kind
 
 
 def _names(found: Increment) -> str:
@@ -134,7 +112,8 @@ def _line(found: Increment) -> str:
     return f"increment {found['id']} ({_names(found)}; {found['method']}) {found['state']}{version}{reason}"
 
 
-def _judge(found: Increment, ended: bool) -> None:
-    """A watched increment that did not go live is a failure for whoever waits on the exit code."""
-    if ended and found["state"] != "done":
+def _conclude(found: Increment, as_json: bool) -> None:
+    """The last line. An increment that did not go live is a failure for whoever waits for the exit code."""
+    click.echo(json.dumps(found, ensure_ascii=False) if as_json else _line(found))
+    if found["state"] != "done":
         raise Failed(f"increment {found['id']} ended as {found['state']}: {found['reason'] or 'no reason was given'}")

@@ -137,11 +137,12 @@ def _told(manifest: Manifest, refs: list[str]) -> str:
     files = [(f.name, f.size, f.sha256) for f in manifest.files]
     results = {kind: found for kind, found in manifest.results.items() if isinstance(found, Mapping)}
     kinds = [(kind, r.get("all"), r.get("old"), r.get("new")) for kind, r in results.items()]
+    size = manifest.preprocess.size
     named = f" ({', '.join(refs)})" if refs else ""
     parts = [
         f"version {manifest.version}{named}: {manifest.kind} by {manifest.method} "
         f"from version {manifest.parent}, {manifest.created_at}",
-        f"{manifest.network}, {manifest.preprocess.size}×{manifest.preprocess.size} pixels, answers by {manifest.default_answer}",
+        f"{manifest.network}, {size}×{size} pixels, answers by {manifest.default_answer}",
         table(["id", "class", "state", "increment"], rows),
         table(["answer", "all", "old", "new"], kinds) if kinds else "",
         table(["gate", "verdict", "found", "limit", ""], checks) if checks else "",

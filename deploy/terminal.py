@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -101,3 +101,47 @@ def progress(what: str, total: int, unit: str) -> Iterator[Bar]:
         yield bar
     finally:
         bar.close()
+
+
+class Follower:
+    """Shows the events of an increment: a bar for each phase of training, a line for each step."""
+
+    def __init__(self) -> None:
+        self._bar: Bar | None = None
+
+    def __call__(self, kind: str, data: Mapping[str, Any]) -> None:
+        """One event. Kinds that are not known here are shown with their facts, so that none is lost."""
+        if kind == "epoch":
+            self._epoch(data)
+            return
+        self._close()
+        if kind == "warning":
+            note(f"warning: {data['message']}")
+        elif kind == "state":
+            note(f"… {data['state']}")
+        elif kind == "cancel-requested":
+            note("… to be cancelled")
+        elif kind != "ended":  # whoever follows says how it ended
+            note(f"{kind}: " + ", ".join(f"{name} {value}" for name, value in data.items()))
+
+    def _epoch(self, data: Mapping[str, Any]) -> None:
+        if self._bar is None or self._bar.what != data["phase"]:
+            self._close()
+            self._bar = Bar(data["phase"], data["epochs"], "epoch")
+        loss = [f"{term} {value:.3f}" for term, value in data.get("loss", {}).items()]
+        self._bar.to(data["epoch"], ", ".join([*loss, f"{data['images_per_second']:,.0f} images/s"]))
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextlib.contextmanager
+def following() -> Iterator[Follower]:
+    """A Follower for the time of a `with` block."""
+    follower = Follower()
+    try:
+        yield follower
+    finally:
+        follower._close()
