@@ -1,9 +1,10 @@
 """The story of one increment: from a teacher and images of new classes to a student that knows both."""
 
 import importlib.metadata
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         "linear_uncorrected": evaluate.by_linear(uncorrected),
         "nearest_mean": evaluate.by_nearest_mean(raw, means),
     }
+    evaluation = {k: evaluate.accuracy(v, gate_rows, task.class_ids, n) for k, v in answers.items()}
+    _sound_alarm(evaluation[method.answers_by]["per_class"], task, heads, run)
     return Learned(
         checkpoint=pack(student.state_dict()),
         class_ids=task.class_ids,
@@ -118,7 +121,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         std=std,
         exemplars=exemplars,
         holdout={c: task.images.take(task.of(c, HOLDOUT)).ids[:held] for c in task.class_ids},
-        evaluation={k: evaluate.accuracy(v, gate_rows, task.class_ids, n) for k, v in answers.items()},
+        evaluation=evaluation,
         answers_by=method.answers_by,
         embedding_dim=student.dim,
         seconds=round(time.monotonic() - began, 3),
@@ -143,6 +146,14 @@ def sort_images(task: Task, method: Method) -> Material:
         holdout.append(task.of(class_id, HOLDOUT).nonzero()[:, 0][: min(held, available)])
     images = task.images
     return Material(images.take(torch.cat(training)), images.take(torch.cat(holdout)), images.take(task.roles == GATE))
+
+
+def _sound_alarm(per_class: Mapping[str, float | None], task: Task, heads: Sequence[int], run: Run) -> None:
+    """Warn if the classes of some increment are answered worse than by chance: it has collapsed (methods.md B18)."""
+    ids = iter(task.class_ids)
+    worst = evaluate.worst_group(per_class, [list(itertools.islice(ids, size)) for size in heads])
+    if worst is not None and len(task.class_ids) > 1 and worst < 1 / len(task.class_ids):
+        run.warn("group.collapsed", f"the classes of one increment are right in {worst:.1%} only; see per_class")
 
 
 def _without_old(images: Images, task: Task) -> Images:
