@@ -36,7 +36,7 @@ class InOrder(click.Group):
 @click.option("-v", "--verbose", is_flag=True, help="Log events to standard error, one JSON line each.")
 def root(verbose: bool) -> None:
     """Serve an image classifier that learns new classes while it serves."""
-    events.to_stderr(logging.INFO if verbose else logging.WARNING)
+    events.to_stderr(logging.INFO if verbose else logging.ERROR)  # warnings that matter come as events too
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

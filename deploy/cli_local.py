@@ -1,12 +1,17 @@
 """The commands that work on this machine: base, serve, train, demo, settings."""
 
+import hashlib
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lifelist.deploy.sources import Key, Resolved, keys
-from lifelist.deploy.terminal import json_option, result, table
+from lifelist.deploy.terminal import following, json_option, note, result, table
+from lifelist.exporter.errors import BadInput
 
 
 @click.command()
@@ -107,16 +112,61 @@ def serve(resolved: Resolved) -> int:
 @click.command()
 @click.argument("data")
 @click.option("--method", help="bic, eeil, icarl, wa …; unless given, the setting training.method.")
-@click.option("--classes-per-increment", type=click.IntRange(1), default=2, show_default=True)
+@click.option("--classes-per-increment", default="2", show_default=True, help="A number, or one for each: 3,1,2.")
+@click.option("--base-classes", type=click.IntRange(0), default=0, help="Classes to begin with; 0: as an increment.")
+@click.option("--shuffle-classes", is_flag=True, help="Draw the order of the classes from training.seed.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep everything here, networks included.")
 @json_option
 @click.pass_obj
-def train(resolved: Resolved, data: str, method: str | None, classes_per_increment: int, as_json: bool) -> None:
+def train(
+    resolved: Resolved,
+    data: str,
+    method: str | None,
+    classes_per_increment: str,
+    base_classes: int,
+    shuffle_classes: bool,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
     """Run a class-incremental experiment, without any server.
 
-    DATA is a folder per class, Parquet files, or the word digits. Prints the accuracy matrix."""
+    DATA is a folder per class, Parquet files, or the word digits. Prints the accuracy matrix. After ctrl-C, the same
+    command goes on from the last epoch.
+    """
+    options = resolved.settings.training
+    options = options if method is None else replace(options, method=method)
+    sizes = _sizes(classes_per_increment)
+    asked = json.dumps([data, options.as_dict(), sizes, base_classes, shuffle_classes])
+    place = folder or resolved.settings.home / "experiments" / hashlib.sha256(asked.encode()).hexdigest()[:12]
+
     from lifelist.training.experiment import run_experiment
 
-    raise NotImplementedError
+    try:
+        with following() as show:
+            found = run_experiment(
+                data,
+                options,
+                classes_per_increment=sizes,
+                base_classes=base_classes,
+                shuffle_classes=shuffle_classes,
+                folder=place,
+                on_event=lambda event: show(event["kind"], event),
+            )
+    except KeyboardInterrupt:
+        note(f"the same command goes on from the last epoch, which is in {place}")
+        raise
+    result(found.as_json(), found.table(), as_json)
+    if folder is None:
+        shutil.rmtree(place)
+
+
+def _sizes(text: str) -> int | list[int]:
+    """`2`, or `3,1,2`: how many classes each increment brings."""
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise BadInput(f"--classes-per-increment takes a number, or several as in 3,1,2; not {text!r}") from error
+    return sizes[0] if len(sizes) == 1 else sizes
 
 
 @click.command()

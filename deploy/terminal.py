@@ -125,10 +125,12 @@ class Follower:
             note(f"{kind}: " + ", ".join(f"{name} {value}" for name, value in data.items()))
 
     def _epoch(self, data: Mapping[str, Any]) -> None:
-        if self._bar is None or self._bar.what != data["phase"]:
+        which = f"increment {data['increment']}" if data.get("increment") else "base"
+        what = f"{which}: {data['phase']}" if "increment" in data else data["phase"]
+        if self._bar is None or self._bar.what != what:
             self._close()
-            self._bar = Bar(data["phase"], data["epochs"], "epoch")
-        loss = [f"{term} {value:.3f}" for term, value in data.get("loss", {}).items()]
+            self._bar = Bar(what, data["epochs"], "epoch")
+        loss = [f"{term} {value:.3f}" for term, value in data.get("loss", {}).items() if value]
         self._bar.to(data["epoch"], ", ".join([*loss, f"{data['images_per_second']:,.0f} images/s"]))
 
     def _close(self) -> None:
