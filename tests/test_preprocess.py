@@ -1,5 +1,6 @@
 """What an image file becomes, and what is refused before it is decoded."""
 
+import contextlib
 import hashlib
 import io
 import struct
@@ -188,7 +189,7 @@ def test_a_file_over_the_limit_is_refused_before_it_is_opened() -> None:
     ids=["empty", "text", "magic only", "GIF", "BMP", "SVG"],
 )
 def test_what_is_no_image_that_we_read_is_refused(data: bytes) -> None:
-    with pytest.raises(BadImage, match="JPEG, PNG or WebP|cannot be decoded"):
+    with pytest.raises(BadImage, match=r"JPEG, PNG or WebP|cannot be decoded"):
         decode(data, SMALL)
 
 
@@ -207,10 +208,8 @@ def test_altered_bytes_give_pixels_or_bad_image_and_never_another_error(kind: st
         altered = bytearray(whole)
         for place in random.integers(0, min(len(whole), 400), 3):
             altered[place] = random.integers(0, 256)
-        try:
+        with contextlib.suppress(BadImage, TooLarge):
             assert decode(bytes(altered), SMALL).shape == (32, 32, 3)
-        except (BadImage, TooLarge):
-            pass
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,196 @@
+"""A version, ready to answer: verified, inspected, loaded. Serving holds one of these and replaces it whole."""
+
+import ctypes
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from lifelist.exporter import index
+from lifelist.exporter.errors import BadImage, BadSetting, Corrupt
+from lifelist.exporter.fold import Floats
+from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS, inspect
+from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.registry import Registry
+
+log = logging.getLogger(__name__)
+
+MODEL, MEANS = "model.onnx", "class_means.faiss"
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+Ranking = list[tuple[int, float]]  # (class id, score), best first
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One version in memory. Immutable, and safe to use from several threads at once."""
+
+    manifest: Manifest
+    provider: str  # what really runs the graph: cpu or cuda
+    session: Any  # onnxruntime.InferenceSession
+    means: index.ClassMeans
+
+    @property
+    def version(self) -> int:
+        """The number of the version."""
+        return self.manifest.version
+
+    def run(self, images: Pixels) -> tuple[Floats, Floats]:
+        """logits N×C and embedding N×D (unit rows), both float32, of images N×S×S×3 uint8. BadImage if they are not."""
+        side = self.manifest.preprocess.size
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
+            raise BadImage(
+                f"version {self.version} sees uint8 N×{side}×{side}×3; "
+                f"got {images.dtype}, {'×'.join(map(str, images.shape))}"
+            )
+        if not len(images):
+            empty = np.zeros((0, len(self.manifest.trained)), np.float32)
+            return empty, np.zeros((0, self.manifest.embedding_dim), np.float32)
+        logits, embedding = self.session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(images)})
+        return logits, embedding
+
+    def linear(self, logits: Floats, top_k: int) -> list[Ranking]:
+        """The best classes of each image by the last layer, with their softmax probabilities over all trained classes.
+
+        logits: N×C float32, as `run` gives them. Enrolled classes have no row there, and are never among them.
+        """
+        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+        weights = np.exp(shifted, dtype=np.float64)
+        scores = weights / weights.sum(axis=1, keepdims=True)
+        ids = [entry.id for entry in self.manifest.trained]
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+        return [
+            [(ids[row], float(image[row])) for row in rows] for image, rows in zip(scores, best.tolist(), strict=True)
+        ]
+
+    def nearest_mean(self, embedding: Floats, top_k: int) -> list[Ranking]:
+        """The nearest classes of each image, enrolled ones included, with cosine similarities in -1 … 1.
+
+        embedding: N×D float32, as `run` gives them.
+        """
+        scores, ids = self.means.nearest(embedding, top_k)
+        return [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+
+    def warm(self, batches: Sequence[int] = (1, 8, 32)) -> float:
+        """Answer batches of these sizes, so that the first real one is as fast as the rest. Seconds that it took."""
+        began, side = time.perf_counter(), self.manifest.preprocess.size
+        for count in batches:
+            logits, embedding = self.run(np.zeros((count, side, side, 3), np.uint8))
+            self.linear(logits, 5)
+            self.nearest_mean(embedding, 5)
+        return time.perf_counter() - began
+
+
+def load(
+    registry: Registry,
+    version: int,
+    *,
+    threads: int = 0,
+    provider: str = "auto",
+    share: Loaded | None = None,
+) -> Loaded:
+    """Load a version: every byte is verified against the manifest before anything reads meaning into it.
+
+    threads: of one run inside ONNX Runtime; 0 lets it choose. provider: cpu, cuda, or auto (cuda if it really works).
+    share: a version that is loaded; its session is used again if the graph is the same file, as after an enrolment.
+    Missing if there is no such version; Corrupt if its files are altered, gone, or not what they should be.
+    """
+    manifest = registry.manifest(version)
+    means = index.load(registry.read(manifest, MEANS), manifest.embedding_dim)
+    known = [entry.id for entry in manifest.classes]
+    if sorted(means.ids) != sorted(known):
+        raise Corrupt(f"version {version} has means of the classes {sorted(means.ids)}, and names {sorted(known)}")
+    if share is not None and share.manifest.file(MODEL).sha256 == manifest.file(MODEL).sha256:
+        return Loaded(manifest, share.provider, share.session, means)
+    model = registry.read(manifest, MODEL)
+    inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
+    session, used = open_session(model, threads=threads, provider=provider)
+    loaded = Loaded(manifest, used, session, means)
+    _probe(loaded)
+    return loaded
+
+
+def _probe(loaded: Loaded) -> None:
+    """Corrupt if the graph does not give what it declares: a declaration is only that."""
+    side, rows = loaded.manifest.preprocess.size, len(loaded.manifest.trained)
+    logits, embedding = loaded.run(np.zeros((2, side, side, 3), np.uint8))
+    wanted = (2, rows), (2, loaded.manifest.embedding_dim)
+    if (logits.shape, embedding.shape) != wanted or not np.isfinite(logits).all() or not np.isfinite(embedding).all():
+        raise Corrupt(
+            f"model.onnx of version {loaded.version} gives {logits.shape} and {embedding.shape} for two images, "
+            f"or numbers that are not finite; finite {wanted[0]} and {wanted[1]} are right"
+        )
+
+
+def open_session(model: bytes, *, threads: int = 0, provider: str = "auto") -> tuple[Any, str]:
+    """An ONNX Runtime session for an inspected graph, and what runs it: cpu or cuda.
+
+    With auto, CUDA is taken if there is a device and the graph really runs on it; a device on which it does not is
+    logged as `provider.refused`. BadSetting if CUDA is asked for by name and there is none.
+    """
+    if provider not in ("auto", *PROVIDERS):
+        raise BadSetting(f"provider {provider!r} does not exist; choose auto, {', '.join(PROVIDERS)}")
+    if provider != "cpu":
+        try:
+            return _cuda_session(model, threads), "cuda"
+        except _NoCuda as error:
+            if provider == "cuda":
+                raise BadSetting(f"provider cuda was asked for, and {error}; choose auto or cpu") from error
+            if error.device:
+                log.warning("provider.refused", extra={"facts": {"provider": "cuda", "reason": str(error)}})
+    try:
+        return _session(model, threads, ["cpu"]), "cpu"
+    except Exception as error:  # onnxruntime's exceptions have no narrower base
+        raise Corrupt(f"model.onnx cannot be run: {error}") from error
+
+
+class _NoCuda(Exception):
+    """Why CUDA is not used; `device` tells whether there would be one."""
+
+    def __init__(self, reason: str, device: bool) -> None:
+        super().__init__(reason)
+        self.device = device
+
+
+def _session(model: bytes, threads: int, providers: Sequence[str]) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # errors; what it warns of is its own choice of providers
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the cores to others
+    names = [PROVIDERS[provider] for provider in providers]
+    return onnxruntime.InferenceSession(model, options, providers=names, enable_fallback=0)
+
+
+def _cuda_session(model: bytes, threads: int) -> Any:
+    """A session that has run the graph on a CUDA device; _NoCuda if that cannot be had."""
+    if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        raise _NoCuda("this ONNX Runtime was built without it", device=False)
+    if not _cuda_devices():
+        raise _NoCuda("no CUDA device is visible here", device=False)
+    onnxruntime.preload_dlls()  # the CUDA libraries that were installed as Python packages
+    try:
+        session = _session(model, threads, ["cuda", "cpu"])
+        side = session.get_inputs()[0].shape[1]
+        session.run(None, {INPUT: np.zeros((1, side, side, 3), np.uint8)})
+    except Exception as error:  # onnxruntime's exceptions have no narrower base
+        raise _NoCuda(f"the graph does not run on it: {error}", device=True) from error
+    if session.get_providers()[0] != PROVIDERS["cuda"]:
+        raise _NoCuda("ONNX Runtime could not load its CUDA libraries", device=True)
+    return session
+
+
+def _cuda_devices() -> int:
+    """How many CUDA devices this process sees, asked of the driver itself: no torch, and nothing printed."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
