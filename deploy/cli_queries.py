@@ -16,16 +16,19 @@ IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top-k", type=int, default=3, show_default=True, help="Classes to name for each image.")
+@click.option("--top-k", type=int, help="Classes to name for each image; unless given, the server's own number.")
 @click.option("--answer", help="linear or nearest_mean; unless given, what the live version says.")
 @json_option
 @click.pass_obj
-def classify(resolved: Resolved, images: tuple[Path, ...], top_k: int, answer: str | None, as_json: bool) -> None:
+def classify(
+    resolved: Resolved, images: tuple[Path, ...], top_k: int | None, answer: str | None, as_json: bool
+) -> None:
     """Ask the server what is on IMAGES: files or folders."""
     files = [file for path in images for file in images_in(path)]
+    limits = resolved.settings.serving
     answers: list[Classified] = []
     with Client(url_of(resolved.settings)) as client, progress("classified", len(files), "image") as bar:
-        for some in batches(files, 64, 16 * 2**20):
+        for some in batches(files, min(64, limits.max_images), limits.max_body_bytes // 2):
             answers.append(client.classify(some, top_k, answer))
             bar.by(len(some))
     found = [(at["version"], at["answer"], image) for at in answers for image in at["images"]]
