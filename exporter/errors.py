@@ -5,6 +5,7 @@ LifelistError
 │   ├── BadImage        not an image we read, or one we refuse to decode
 │   ├── BadSetting      an option, or a value of one, that does not exist
 │   ├── TooLarge        over a declared limit
+│   ├── TooSlow         a body that did not arrive in time
 │   └── WrongType       a content type that we do not read
 ├── Missing             a version, class, increment or prediction that does not exist
 ├── Conflict            it cannot be done in the state things are in
@@ -15,8 +16,12 @@ LifelistError
 ├── Corrupt             stored bytes are not what the manifest says
 │   └── BadManifest     a manifest that is not one
 ├── Refused             a verdict: a candidate failed a declared check
+├── Cancelled           somebody asked for the end of what is being done
 └── Failed              an increment cannot go on
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 
 class LifelistError(Exception):
@@ -37,6 +42,10 @@ class BadSetting(BadInput):
 
 class TooLarge(BadInput):
     """Over a declared limit."""
+
+
+class TooSlow(BadInput):
+    """A body that did not arrive within the time it is given."""
 
 
 class WrongType(BadInput):
@@ -80,7 +89,15 @@ class BadManifest(Corrupt):
 
 
 class Refused(LifelistError):
-    """A verdict: a candidate failed a declared check."""
+    """A verdict: a candidate failed a declared check. `facts` are the figures that it rests on."""
+
+    def __init__(self, message: str, facts: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.facts = dict(facts or {})
+
+
+class Cancelled(LifelistError):
+    """Somebody asked for the end of what is being done."""
 
 
 class Failed(LifelistError):

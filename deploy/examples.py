@@ -1,0 +1,251 @@
+"""Labelled images on arrival: looked at, stored by content, and given a role once and for good."""
+
+import hashlib
+import itertools
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import sqlalchemy as sa
+
+from lifelist.deploy import tables
+from lifelist.deploy.records import KnownClass, Rollout, now
+from lifelist.deploy.store import QUEUED, Store, lock_classes, open_rollout_of
+from lifelist.deploy.workshop import Workshop
+from lifelist.exporter.errors import BadInput, Conflict, TooLarge
+from lifelist.exporter.manifest import Manifest, Preprocess
+from lifelist.exporter.preprocess import Pixels, decode
+
+Role = Literal["training", "holdout", "gate"]
+ROLES: tuple[Role, ...] = ("training", "holdout", "gate")  # by their numbers in training/job.py
+LONGEST_NAME = 100  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleResult:
+    """What became of one image that was sent. `role` where it was accepted, `reason` where it was refused."""
+
+    file: str
+    sha256: str
+    status: Literal["accepted", "duplicate", "refused"]
+    role: Role | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """An image that is kept."""
+
+    sha256: str
+    class_id: int
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """An image that was sent, before it is accepted. `reason`: why it cannot be."""
+
+    file: str
+    sha256: str
+    size: int
+    reason: str | None
+
+
+def roles(gate_share: float, holdout_share: float) -> Iterator[Role]:
+    """The roles of a class's first, second, third … image: a fixed pattern, so that every class is shared out alike.
+
+    Each image goes to the role that lags most behind its share; at a draw to the gate, then the hold-out. The first is
+    for training, and of the shares 0.2 and 0.1 the pattern is  t g t t h t t g t t,  over and over.
+    """
+    shares: dict[Role, Fraction] = {
+        "gate": Fraction(gate_share).limit_denominator(1000),
+        "holdout": Fraction(holdout_share).limit_denominator(1000),
+    }
+    wanted: dict[Role, Fraction] = {**shares, "training": 1 - sum(shares.values())}
+    given = dict.fromkeys(wanted, 0)
+    yield "training"
+    given["training"] += 1
+    for count in itertools.count(2):
+        role = max(wanted, key=lambda r: wanted[r] * count - given[r])
+        given[role] += 1
+        yield role
+
+
+def class_name(text: str) -> str:
+    """The name as it is kept: Unicode's form NFC, without space around it. BadInput says what a name may be."""
+    name = unicodedata.normalize("NFC", text).strip()
+    if not 1 <= len(name) <= LONGEST_NAME:
+        raise BadInput(f"a class name has 1 to {LONGEST_NAME} characters; {text[:40]!r} has {len(name)}")
+    if unseen := [c for c in name if unicodedata.category(c) in ("Cc", "Cs")]:
+        raise BadInput(f"a class name has no control characters; {name[:40]!r} has {unseen[0]!r}")
+    return name
+
+
+def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> list[ExampleResult]:
+    """Give the class `name` images, one (file name, bytes) at a time: what became of each, in order.
+
+    All that can be accepted are, in one transaction, after their bytes are safe on disk. BadInput without an image, or
+    if a new class would have none; TooLarge over the limit of a request; Conflict if the class is trained already, or
+    is being learned now.
+    """
+    name = class_name(name)
+    with workshop.store.reading() as connection:
+        found = connection.execute(sa.select(tables.classes.c.id).where(tables.classes.c.name == name)).scalar()
+        if found is not None:
+            _check_open(KnownClass(found, name), workshop.live, open_rollout_of(connection, [found]))
+    arrived = _look_at(workshop, files)
+    if not arrived:
+        raise BadInput(f"no image was sent for class {name!r}; send at least one")
+    while True:
+        try:
+            return _accept(workshop, name, arrived)
+        except sa.exc.IntegrityError:  # another request brought the class, or one of the images, in this moment
+            continue
+
+
+def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Arrived]:
+    """Decode each image as training will, and keep the bytes of those that can be."""
+    settings, live = workshop.settings, workshop.live
+    seen = decoding(settings.training.image_size, settings.training.resized_to) if live is None else live.preprocess
+    arrived: list[_Arrived] = []
+    for file, data in files:
+        if len(arrived) == settings.examples.max_per_request:
+            raise TooLarge(f"more than {len(arrived)} images in one request; send them in several")
+        reason = None
+        try:
+            decode(data, seen)
+            workshop.images.put(data)
+        except BadInput as error:
+            reason = str(error)
+        arrived.append(_Arrived(file, hashlib.sha256(data).hexdigest(), len(data), reason))
+    return arrived
+
+
+def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[ExampleResult]:
+    """Rows for the images that are new. IntegrityError if another transaction came between: try again."""
+    c, shares, at = tables.examples.c, workshop.settings.examples, now()
+    with workshop.store.writing() as connection:
+        owners: dict[str, int] = {}
+        for some in _batches([image.sha256 for image in arrived]):
+            query = sa.select(c.sha256, c.class_id).where(c.sha256.in_(some))
+            owners |= {row.sha256: row.class_id for row in connection.execute(query)}
+        names = {row.id: row.name for row in connection.execute(sa.select(tables.classes.c.id, tables.classes.c.name))}
+        class_id = next((known for known, title in names.items() if title == name), None)
+        if class_id is None:
+            if not any(image.reason is None and image.sha256 not in owners for image in arrived):
+                reasons = [f"{r.file}: {r.reason}" for r in (_result(i, owners, names, None) for i in arrived[:3])]
+                raise BadInput(f"no image of the new class {name!r} can be accepted. {'; '.join(reasons)}")
+            insert = tables.classes.insert().values(name=name, created_at=at).returning(tables.classes.c.id)
+            class_id = int(connection.execute(insert).scalar_one())
+        lock_classes(connection, [class_id])
+        _check_open(KnownClass(class_id, name), workshop.live, open_rollout_of(connection, [class_id]))
+        number = connection.execute(sa.select(sa.func.count()).where(c.class_id == class_id)).scalar_one()
+        pattern = itertools.islice(roles(shares.gate_share, shares.holdout_share), number, None)
+        results, rows = [], []
+        for image in arrived:
+            result = _result(image, owners, names, class_id)
+            if result.status == "accepted":
+                result = replace(result, role=next(pattern))
+                rows.append(
+                    {"sha256": image.sha256, "class_id": class_id, "number": number + len(rows), "role": result.role}
+                    | {"size": image.size, "added_at": at}
+                )
+                owners[image.sha256] = class_id
+            results.append(result)
+        if rows:
+            connection.execute(tables.examples.insert(), rows)
+    return results
+
+
+def _result(image: _Arrived, owners: dict[str, int], names: dict[int, str], class_id: int | None) -> ExampleResult:
+    """What becomes of an image, the role left open; owners: the classes of the images that are known already."""
+    if image.reason is not None:
+        return ExampleResult(image.file, image.sha256, "refused", reason=image.reason)
+    owner = owners.get(image.sha256)
+    if owner is None:
+        return ExampleResult(image.file, image.sha256, "accepted")
+    if owner == class_id:
+        return ExampleResult(image.file, image.sha256, "duplicate")
+    reason = f"the same image is already an example of class {names[owner]!r}; an image shows one class"
+    return ExampleResult(image.file, image.sha256, "refused", reason=reason)
+
+
+def _check_open(known: KnownClass, live: Manifest | None, rollout: Rollout | None) -> None:
+    """Conflict if images of this class would come too late to be learned from."""
+    entry = next((e for e in live.trained if e.id == known.id), None) if live else None
+    if live and entry:
+        raise Conflict(
+            f"class {known.name!r} is trained already (version {live.version} has it since increment {entry.increment}); "
+            "images are taken of classes that are not. Give a new class another name"
+        )
+    if rollout and rollout.state != QUEUED:
+        raise Conflict(
+            f"class {known.name!r} is being learned by increment {rollout.id} ({rollout.state}); "
+            "its images were fixed when that began. Cancel it to add more"
+        )
+
+
+def state_of(live: Manifest | None, class_id: int) -> Literal["pending", "enrolled", "trained"]:
+    """Whether a class has a row in the live version's last layer, a mean, or nothing yet."""
+    return next((entry.state for entry in live.classes if entry.id == class_id), "pending") if live else "pending"
+
+
+def kept(store: Store, class_ids: Iterable[int] | None = None) -> list[Example]:
+    """The images that are kept, of all classes or some; by class, then in order of arrival."""
+    c = tables.examples.c
+    query = sa.select(c.sha256, c.class_id, c.role).where(c.gone_at.is_(None)).order_by(c.class_id, c.number)
+    with store.reading() as connection:
+        found = [Example(*row) for row in connection.execute(query)]
+    wanted = None if class_ids is None else set(class_ids)
+    return found if wanted is None else [example for example in found if example.class_id in wanted]
+
+
+def pending(store: Store, live: Manifest | None) -> list[KnownClass]:
+    """The classes that wait for training: with training images, no row in live's last layer, in no open increment."""
+    trained = {entry.id for entry in live.trained} if live else set()
+    learning = {class_id for rollout in store.open_rollouts() for class_id in rollout.class_ids}
+    with_images = {example.class_id for example in kept(store) if example.role == "training"}
+    return [known for known in store.classes() if known.id in with_images - trained - learning]
+
+
+def decoding(size: int, resize_to: int) -> Preprocess:
+    """Preprocessing as far as pixels go: mean and std are the graph's."""
+    return Preprocess(size, resize_to, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def pixels(workshop: Workshop, digests: Sequence[str], preprocess: Preprocess) -> Pixels:
+    """The images with these ids as the model sees them, N×S×S×3 uint8, verified and in the same order."""
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda digest: decode(workshop.images.get(digest), preprocess), digests))
+    return np.stack(found) if found else np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
+
+
+def forget(workshop: Workshop, digests: Sequence[str]) -> None:
+    """Delete the bytes of images. Their rows stay, marked: an image that comes again keeps its role."""
+    for digest in digests:
+        workshop.images.remove(digest)
+    c = tables.examples.c
+    with workshop.store.writing() as connection:
+        for some in _batches(digests):
+            connection.execute(tables.examples.update().where(c.sha256.in_(some)).values(gone_at=now()))
+
+
+def sweep(workshop: Workshop, older_than_s: float) -> int:
+    """Delete bytes that no kept image refers to, left by requests that were refused or killed; how many there were.
+
+    What is younger than `older_than_s` may belong to a request under way.
+    """
+    known = {example.sha256 for example in kept(workshop.store)}
+    stray = [d for d in workshop.images.digests() if d not in known and workshop.images.age_s(d) >= older_than_s]
+    for digest in stray:
+        workshop.images.remove(digest)
+    return len(stray)
+
+
+def _batches(digests: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
+    """In parts: a database takes only so many parameters in one statement."""
+    return (digests[start : start + size] for start in range(0, len(digests), size))
