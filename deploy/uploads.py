@@ -15,15 +15,30 @@ from lifelist.exporter.errors import BadInput, TooLarge, WrongType
 
 CHUNK = 1 << 18  # bytes
 
+REQUEST_BODY = {  # of POST /v1/examples, for /openapi.json
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["class", "images"],
+                "properties": {
+                    "class": {"type": "string", "minLength": 1, "maxLength": 100, "description": "name of the class"},
+                    "images": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+                },
+            }
+        }
+    },
+}
+
 
 @dataclass(slots=True)
 class Part:
-    """One field or file of a multipart body. `data` stops at the limit of one part; `size` says how much there was."""
+    """One field or file of a multipart body."""
 
     name: str = ""
-    filename: str | None = None
+    filename: str | None = None  # None: a field
     data: bytearray = field(default_factory=bytearray)
-    size: int = 0  # bytes
 
     def text(self) -> str:
         """A field's value. BadInput if it is not UTF-8, or not a field but a file."""
@@ -72,12 +87,12 @@ def boundary(content_type: str) -> bytes:
     return options[b"boundary"]
 
 
-def parts(file: IO[bytes], separator: bytes, part_limit: int) -> Iterator[Part]:
-    """The parts of a multipart body in order, one at a time in memory, each cut at `part_limit` bytes.
+def parts(file: IO[bytes], separator: bytes) -> Iterator[Part]:
+    """The parts of a multipart body in order, one at a time in memory.
 
     BadInput where the body is not well formed, or ends before its last boundary.
     """
-    reader = _Reader(part_limit)
+    reader = _Reader()
     try:
         parser = MultipartParser(separator, reader.callbacks())  # type: ignore[arg-type]
         file.seek(0)
@@ -92,11 +107,38 @@ def parts(file: IO[bytes], separator: bytes, part_limit: int) -> Iterator[Part]:
         )
 
 
+def labelled(file: IO[bytes], separator: bytes) -> tuple[str, Iterator[tuple[str, bytes]]]:
+    """A body of one field `class` and files `images`, in any order: the class, and (file name, bytes) of each image.
+
+    The whole form is looked at before this returns, so that a broken one changes nothing. BadInput says what is wrong.
+    """
+    names: list[str] = []
+    images = 0
+    for part in parts(file, separator):
+        if part.name == "class":
+            names.append(part.text())
+        elif part.name != "images":
+            raise BadInput(f"there is no field {part.name[:80]!r}; send `class`, the name, and `images`, the files")
+        elif part.filename is None:
+            raise BadInput(
+                "the field 'images' should be a file, but text was sent: curl -F images=@cat.jpg, with the @"
+            )
+        else:
+            images += 1
+    if len(names) != 1:
+        raise BadInput(f"the field `class`, with the name, is there {len(names)} times; send it once in each request")
+    if not images:
+        raise BadInput("there is no file `images`; send at least one")
+    return names[0], (
+        (part.filename or "", bytes(part.data)) for part in parts(file, separator) if part.name == "images"
+    )
+
+
 class _Reader:
     """Collects what the parser calls out."""
 
-    def __init__(self, part_limit: int) -> None:
-        self.limit, self.complete = part_limit, False
+    def __init__(self) -> None:
+        self.complete = False
         self.part = Part()
         self.header, self.value = bytearray(), bytearray()
         self.finished: list[Part] = []
@@ -131,8 +173,7 @@ class _Reader:
             raise BadInput('a part of the multipart body has no name: Content-Disposition: form-data; name="images"')
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
-        self.part.size += end - start
-        self.part.data += data[start : min(end, start + self.limit - len(self.part.data))]
+        self.part.data += data[start:end]
 
     def on_part_end(self) -> None:
         self.finished.append(self.part)
