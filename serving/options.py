@@ -1,12 +1,55 @@
 """Every option of the request path."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from lifelist.exporter.preprocess import ImageLimits
 
 
 class ServingOptions(BaseModel):
     """How queries are answered; frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
+    host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    replicas: int = Field(default=1, ge=1, le=80, description="processes that answer queries")
+    provider: str = Field(
+        default="auto",
+        pattern="^(auto|cpu|cuda)$",
+        description="what runs the model: auto (cuda if it works), cpu, cuda",
+    )
+    threads: int = Field(default=0, ge=0, description="threads of one model run; 0: the cores shared by the replicas")
+    decode_threads: int = Field(default=2, ge=1, description="threads that decode images, in each replica")
+    top_k: int = Field(default=5, ge=1, description="classes in an answer, unless the query says")
+    max_batch: int = Field(default=64, ge=1, description="images in one model run")
+    max_queue: int = Field(default=2048, ge=1, description="images that may wait in a replica; more are answered 503")
+    max_requests: int = Field(default=1024, ge=1, description="queries at once in a replica; more are answered 503")
+    max_images: int = Field(default=256, ge=1, description="images in one query")
+    max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="bytes in the body of one query")
+    max_buffered_bytes: int = Field(
+        default=512 * 2**20, ge=1, description="bytes of all bodies that a replica holds; more are answered 503"
+    )
+    max_image_bytes: int = Field(default=10 * 2**20, ge=1, description="bytes of one image file")
+    max_pixels: int = Field(default=50_000_000, ge=1, description="width × height of one image")
+    read_timeout_s: float = Field(default=30, gt=0, description="seconds for the body of a query to arrive")
+    answer_timeout_s: float = Field(default=30, gt=0, description="seconds for a query to be answered once it arrived")
+    prepare_timeout_s: float = Field(default=300, gt=0, description="seconds for the replicas to load a new version")
+    reconcile_s: float = Field(default=1, gt=0, description="seconds between a replica's looks at what is live")
+    drain_s: float = Field(default=2, ge=0, description="seconds that a replica stays reachable when it is stopped")
+
+    @model_validator(mode="after")
+    def _one_query_fits(self) -> Self:
+        if self.max_images > self.max_queue:
+            raise ValueError(f"max_queue {self.max_queue} should hold the {self.max_images} images of one query")
+        if self.max_body_bytes > self.max_buffered_bytes:
+            raise ValueError(
+                f"max_buffered_bytes {self.max_buffered_bytes} should hold one body of {self.max_body_bytes}"
+            )
+        return self
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What a single image may be, at most."""
+        return ImageLimits(max_bytes=self.max_image_bytes, max_pixels=self.max_pixels)

@@ -1,0 +1,138 @@
+"""The deployment that answers queries: HTTP and model in one process, and the methods that a swap calls on it."""
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import faiss
+from prometheus_client import CollectorRegistry
+from ray import serve
+from starlette.types import ASGIApp
+
+from lifelist.exporter.errors import Missing
+from lifelist.exporter.registry import Ref, Registry
+from lifelist.serving import classify, metrics
+from lifelist.serving.batcher import Batcher
+from lifelist.serving.body import Intake
+from lifelist.serving.classify import Parts
+from lifelist.serving.follow import Follower, Report, Status, loader
+from lifelist.serving.live import Answer, Live, Query
+from lifelist.serving.metrics import Family, Metrics
+from lifelist.serving.options import ServingOptions
+from lifelist.serving.replicas import APPLICATION, DEPLOYMENT
+
+UNBOUNDED = 100_000  # requests that Ray lets in: admission is ours, so that what is refused is refused in JSON
+
+
+class Replica:
+    """One replica, without Ray: whatever it needs to answer, wired together."""
+
+    def __init__(self, name: str, registry: Registry, options: ServingOptions, key: bytes) -> None:
+        ref = registry.ref("live")
+        if ref is None:
+            raise Missing(f"{registry.url} has no live version; make one: lifelist base DATA")
+        faiss.omp_set_num_threads(1)  # a few hundred means need no team of spinning threads
+        threads = options.threads or max(1, cores() // options.replicas)
+        load = loader(registry, options, threads)
+        self.options = options
+        self.metrics = Metrics(CollectorRegistry())
+        self.live = Live(load(ref.version, None), ref, options.max_batch)
+        self.batcher: Batcher[Query, Answer] = Batcher(
+            self.live.answer,
+            max_batch=options.max_batch,
+            max_queue=options.max_queue,
+            on_batch=self.metrics.batch.observe,
+        )
+        self.intake = Intake(options)
+        self.metrics.queued.set_function(lambda: self.batcher.queued)
+        self.metrics.held.set_function(lambda: self.intake.held)
+        self.follower = Follower(name, registry, load, self.live, self.metrics)
+        self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
+        self.app: ASGIApp = classify.app(
+            Parts(options, self.live, self.batcher, self.intake, self.decoders, self.metrics, key)
+        )
+
+    def status(self) -> Status:
+        """How it stands."""
+        follower, live = self.follower, self.live
+        return Status(
+            replica=follower.replica,
+            version=live.ref.version,
+            generation=live.ref.generation,
+            provider=live.current.provider,
+            held=tuple(sorted(live.held)),
+            behind=follower.behind,
+            process_id=os.getpid(),
+        )
+
+    def close(self) -> None:
+        """Free its threads."""
+        self.batcher.close()
+        self.follower.close()
+        self.decoders.shutdown(wait=False)
+
+
+@serve.ingress()
+class Classifier:
+    """A replica as Ray Serve runs it. `prepare`, `commit` and `release` are reached by `handle.broadcast`."""
+
+    async def __init__(self, registry: str, options: ServingOptions, key: bytes) -> None:  # type: ignore[misc]  # Ray awaits it
+        name = serve.get_replica_context().replica_id.unique_id
+        self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key)
+        self.following = asyncio.create_task(self.replica.follower.keep_up(options.reconcile_s))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self.replica.app
+
+    async def prepare(self, version: int, expected: int) -> Report:
+        """Fetch, verify, load and warm a version beside the one that answers."""
+        return await self.replica.follower.prepare(version, expected)
+
+    async def commit(self, version: int, generation: int) -> Report:
+        """Answer by a version from the next batch on."""
+        return await self.replica.follower.commit(Ref(version, generation))
+
+    async def release(self, abandoned: int | None = None) -> Report:
+        """Let go of all versions but live and previous."""
+        return await self.replica.follower.release(abandoned)
+
+    async def metrics(self) -> tuple[str, tuple[Family, ...]]:
+        """Which replica this is, and what it counted."""
+        return self.replica.follower.replica, metrics.snapshot(self.replica.metrics.registry)
+
+    async def status(self) -> Status:
+        """How this replica stands."""
+        return self.replica.status()
+
+    async def __del__(self) -> None:
+        if hasattr(self, "following"):
+            self.following.cancel()
+        if hasattr(self, "replica"):
+            self.replica.close()
+
+
+def application(registry: str, options: ServingOptions, key: bytes) -> serve.Application:
+    """The Ray Serve application that answers at /v1/classify."""
+    deployment: Any = serve.deployment(  # its stubs take it for a decorator alone
+        Classifier,
+        name=DEPLOYMENT,
+        num_replicas=options.replicas,
+        max_ongoing_requests=UNBOUNDED,
+        max_queued_requests=-1,
+        ray_actor_options={"num_cpus": 0, "num_gpus": 0},
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=options.drain_s + 5,
+        graceful_shutdown_wait_loop_s=0.2,
+    )
+    bound: serve.Application = deployment.bind(registry, options, key)
+    return bound
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+__all__ = ["APPLICATION", "DEPLOYMENT", "Classifier", "Replica", "application"]

@@ -1,0 +1,131 @@
+"""Every metric of the request path, declared once; and how those of several replicas become one page.
+
+A replica counts in a registry of its own. The operator collects them all and adds the label `replica`, so that a query
+to /metrics sees every replica, and a replica that is started anew begins series of its own.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lifelist.exporter.manifest import AnswerKind
+from lifelist.exporter.session import Loaded
+
+LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
+PHASE = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)  # seconds
+BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # images
+CLIENT_LEFT = "499"  # as Ray and nginx count a client that did not wait for its answer
+
+
+class Metrics:
+    """What a replica counts. Declared here; every use is one call."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter("lifelist_requests_total", "Queries answered.", ["code"], registry=registry)
+        self.request_duration = Histogram(
+            "lifelist_request_duration_seconds", "From a query's first byte to its answer's last.", buckets=LATENCY,
+            registry=registry,
+        )  # fmt: skip
+        self.inflight = Gauge("lifelist_inflight_requests", "Queries that are being answered.", registry=registry)
+        self.queued = Gauge("lifelist_queued_images", "Images that wait for the model.", registry=registry)
+        self.held = Gauge("lifelist_buffered_bytes", "Bytes of the bodies of queries held.", registry=registry)
+        self.batch = Histogram("lifelist_batch_size", "Images in one model run.", buckets=BATCH, registry=registry)
+        self.answers = Counter(
+            "lifelist_answers_total", "Images, by the class they were taken for.", ["class_id", "answer"],
+            registry=registry,
+        )  # fmt: skip
+        self.live = Gauge(
+            "lifelist_live_version_info", "The version that answers.", ["version", "classes", "answer", "provider"],
+            registry=registry,
+        )  # fmt: skip
+        self.held_versions = Gauge("lifelist_held_versions", "Versions in memory.", registry=registry)
+        self.swap = Histogram(
+            "lifelist_swap_duration_seconds", "A replica's part of a swap.", ["phase"], buckets=PHASE, registry=registry
+        )
+        self.failed_swaps = Counter(
+            "lifelist_swap_failures_total", "Phases of a swap that failed.", ["phase"], registry=registry
+        )
+
+    def now_live(self, loaded: Loaded) -> None:
+        """Show which version answers, and no other."""
+        self.live.clear()
+        manifest = loaded.manifest
+        self.live.labels(str(loaded.version), str(len(manifest.classes)), manifest.default_answer, loaded.provider).set(
+            1
+        )
+
+    def answered(self, class_id: int, kind: AnswerKind) -> None:
+        """Count one image's answer."""
+        self.answers.labels(str(class_id), kind).inc()
+
+
+class Measured:
+    """An ASGI application whose requests are counted and timed, whatever becomes of them."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        code, began = CLIENT_LEFT, time.perf_counter()
+
+        async def noting(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = str(message["status"])
+            await send(message)
+
+        with self.metrics.inflight.track_inprogress():
+            try:
+                await self.app(scope, receive, noting)
+            finally:
+                self.metrics.requests.labels(code).inc()
+                self.metrics.request_duration.observe(time.perf_counter() - began)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric and its samples, as they travel from a replica to the operator."""
+
+    name: str
+    documentation: str
+    type: str
+    samples: tuple[tuple[str, tuple[tuple[str, str], ...], float], ...]  # name, labels, value
+
+
+def snapshot(registry: CollectorRegistry) -> tuple[Family, ...]:
+    """Everything in a registry, as plain data."""
+    return tuple(
+        Family(
+            metric.name,
+            metric.documentation,
+            metric.type,
+            tuple((sample.name, tuple(sample.labels.items()), sample.value) for sample in metric.samples),
+        )
+        for metric in registry.collect()
+    )
+
+
+class Merged(Collector):
+    """Snapshots of several replicas as one collector: each sample gets the label `replica`."""
+
+    def __init__(self, snapshots: Mapping[str, Iterable[Family]]) -> None:
+        self.snapshots = snapshots
+
+    def collect(self) -> Iterator[Metric]:
+        """One family for each name, with the samples of all replicas."""
+        families: dict[str, Metric] = {}
+        for replica, snapshot_ in sorted(self.snapshots.items()):
+            for family in snapshot_:
+                metric = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for name, labels, value in family.samples:
+                    metric.add_sample(name, {"replica": replica, **dict(labels)}, value)
+        yield from families.values()
