@@ -71,7 +71,7 @@ class Traffic:
             thread.join()
 
     def _send_all(self, images: Iterable[tuple[str, bytes]]) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as http:
+        with httpx.Client(base_url=self.url, timeout=30, trust_env=False) as http:
             for truth, data in itertools.cycle(images):
                 if self._stop.is_set():
                     return

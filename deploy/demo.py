@@ -1,0 +1,442 @@
+"""`lifelist demo`: a served classifier learns new classes under traffic, told in the commands a user would type."""
+
+import dataclasses
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+import numpy as np
+from PIL import Image
+
+from lifelist.deploy.cli_increments import follow
+from lifelist.deploy.client import Client, url_of
+from lifelist.deploy.report import Increment, Phase, Step, accuracy_table, picture, traffic_table, waiting_table
+from lifelist.deploy.settings import Settings
+from lifelist.deploy.terminal import progress
+from lifelist.deploy.traffic import Sent, Traffic
+from lifelist.exporter import session
+from lifelist.exporter.errors import BadInput, Conflict, Failed
+from lifelist.exporter.manifest import BiasCorrection
+from lifelist.exporter.preprocess import decode
+from lifelist.exporter.registry import Registry
+from lifelist.training.options import TrainingOptions
+
+QUIET_S = 3.0  # without an update, so that there is something to compare with
+READY = "listening at"  # what `lifelist serve` says once it answers
+MARK = ".made-by-lifelist-demo"  # only a folder that has it is ever replaced
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """Which classes come when, and the images of each: those to learn from, and those held out for the client."""
+
+    base: tuple[str, ...]
+    arriving: tuple[tuple[str, ...], tuple[str, ...]]
+    learn: Path  # learn/<class>/*: what the user has
+    held_out: tuple[tuple[str, bytes], ...]  # (class, file): never shown to the server but as queries
+
+    def known_after(self, step: int) -> tuple[str, ...]:
+        """The classes known after the base (step 0), the first increment (1) and the second (2)."""
+        return self.base + sum(self.arriving[:step], ())
+
+
+def run(settings: Settings, *, keep: bool, data: Path | None) -> int:
+    """Play the whole story in ./lifelist-demo; 0 only if no request failed and no answer was inconsistent."""
+    began = time.monotonic()
+    folder = _fresh_folder(Path("lifelist-demo"))
+    say(f"Everything this demo makes is in {folder}/.")
+    story = _digits(folder) if data is None else _own_images(data, folder)
+    _write_settings(folder, settings, digits=data is None)
+    lifelist = [sys.executable, "-m", "lifelist.deploy.cli", "--config", str(folder / "lifelist.toml")]
+
+    chapter(f"1. A base version on {len(story.base)} classes: {', '.join(story.base)}")
+    base_folder = folder / "base"
+    base_folder.mkdir()
+    for name in story.base:
+        (base_folder / name).symlink_to((story.learn / name).resolve(), target_is_directory=True)
+    command(lifelist, "base", str(base_folder))
+
+    chapter("2. Ray Serve, and a client that sends held-out images all the time and checks every answer")
+    registry = Registry(str(folder / "data" / "registry"))
+    url = url_of(settings)
+    with _Server(lifelist, folder) as server, Client(url) as client, Traffic(url, registry, story.held_out) as traffic:
+        phases = [Phase("before", time.time(), time.time() + QUIET_S)]
+        time.sleep(QUIET_S)
+
+        chapter(f"3. New classes through the HTTP API: {', '.join(story.arriving[0])}")
+        first = _learn_by_http(client, story, traffic, phases)
+
+        chapter(f"4. New classes through the command line: {', '.join(story.arriving[1])}")
+        second = _learn_by_command(lifelist, client, story, traffic, phases)
+
+        chapter("5. Feedback: true labels for some of the answers, and the live accuracy that results")
+        _send_feedback(client, traffic)
+        traffic.stop()
+
+        chapter("6. What came of it")
+        steps = _measure(registry, story, [first, second], folder)
+        problems = _conclude(folder, story, steps, traffic.sent, phases, [first.waiting, second.waiting])
+        say(f"{time.monotonic() - began:.0f} seconds in all.")
+        if keep:
+            server.keep = True
+            _say_what_to_try(lifelist, story, url, server)
+    return 1 if problems else 0
+
+
+# ------------------------------------------------------------------------------------------------------- telling
+
+
+def say(text: str) -> None:
+    """One paragraph of the story."""
+    click.echo(text)
+
+
+def chapter(title: str) -> None:
+    """A heading."""
+    click.echo()
+    click.secho(title, bold=True)
+
+
+def command(lifelist: Sequence[str], *arguments: str) -> None:
+    """Show a command as the user would type it, run it, and let it speak for itself."""
+    click.secho("  $ lifelist " + shlex.join(arguments), fg="cyan")
+    subprocess.run([*lifelist, *arguments], check=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- data
+
+
+def _fresh_folder(folder: Path) -> Path:
+    if folder.exists() and not (folder / MARK).exists():
+        raise Conflict(f"{folder}/ exists and was not made by this demo; move it away, or run the demo elsewhere")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / MARK).touch()
+    return folder
+
+
+def _digits(folder: Path) -> Story:
+    """scikit-learn's handwritten digits (1,797 images of 8×8 pixels, 10 classes) as PNG files."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    files: dict[str, list[Path]] = {name: [] for name in DIGITS}
+    for k, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        path = folder / "images" / DIGITS[label] / f"{k:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * image / 16).round().astype(np.uint8)).convert("RGB").save(path)
+        files[DIGITS[label]].append(path)
+    return _story(files, folder)
+
+
+def _own_images(data: Path, folder: Path) -> Story:
+    """A folder per class of JPEG, PNG or WebP files."""
+    if not data.is_dir():
+        raise BadInput(f"--data takes a folder that has one folder of images for each class; {data} is not a folder")
+    files = {
+        sub.name: [f for f in sorted(sub.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
+        for sub in sorted(data.iterdir())
+        if sub.is_dir()
+    }
+    if few := {name: len(found) for name, found in files.items() if len(found) < 20}:
+        raise BadInput(f"the demo needs at least 20 images of each class in {data}; too few: {few}")
+    if len(files) < 4:
+        raise BadInput(
+            f"the demo needs at least 4 classes in {data}, two to begin with and two to add; found {list(files)}"
+        )
+    return _story(files, folder)
+
+
+def _story(files: Mapping[str, Sequence[Path]], folder: Path) -> Story:
+    """Every fourth image of each class is held out; of ten classes six come first, then two and two."""
+    names = list(files)
+    late = max(1, len(names) // 5)
+    held_out: list[tuple[str, bytes]] = []
+    for name, found in files.items():
+        (folder / "learn" / name).mkdir(parents=True)
+        for k, path in enumerate(found):
+            if k % 4 == 3:
+                held_out.append((name, path.read_bytes()))
+            else:
+                (folder / "learn" / name / path.name).symlink_to(path.resolve())
+    first, second = tuple(names[-2 * late : -late]), tuple(names[-late:])
+    return Story(tuple(names[: -2 * late]), (first, second), folder / "learn", tuple(held_out))
+
+
+def _write_settings(folder: Path, settings: Settings, *, digits: bool) -> None:
+    """The demo's own settings file: small images, and no mirrored digits."""
+    lines = [f'home = "{folder / "data"}"', "[serving]", f"port = {settings.serving.port}"]
+    if digits:
+        lines += ["[training]", "image_size = 16", "resize_to = 16", "flip = false", "memory_total = 400"]
+    (folder / "lifelist.toml").write_text("\n".join(lines) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------- server
+
+
+class _Server:
+    """`lifelist serve` as a process of its own, its messages in server.log; left, it ends as ctrl-C would end it."""
+
+    def __init__(self, lifelist: Sequence[str], folder: Path) -> None:
+        self.arguments, self.log, self.keep = [*lifelist, "serve"], folder / "server.log", False
+
+    def __enter__(self) -> Self:
+        click.secho("  $ lifelist serve", fg="cyan")
+        with self.log.open("wb") as out:  # in a session of its own, so that ctrl-C reaches the demo alone
+            self.process = subprocess.Popen(
+                self.arguments, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self.keep:
+            self._stop()
+
+    def _wait_until_ready(self, timeout_s: float = 120) -> None:
+        deadline = time.monotonic() + timeout_s
+        while READY not in (text := self.log.read_text(errors="replace")):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise Failed(f"the server did not start; its last words:\n{text[-2000:]}")
+            time.sleep(0.2)
+        say("  " + text.strip().replace("\n", "\n  "))
+
+    def _stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(90)
+
+
+# ------------------------------------------------------------------------------------------------------- learning
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """One increment of the story, done."""
+
+    version: int  # the trained version that went live
+    rollout: int
+    waiting: Increment
+
+
+def _learn_by_http(client: Client, story: Story, traffic: Traffic, phases: list[Phase]) -> Learned:
+    names = story.arriving[0]
+    posted = time.time()
+    for name in names:
+        began = time.time()
+        files = sorted((story.learn / name).iterdir())
+        click.secho(f"  POST /v1/examples  class={name}  {len(files)} images", fg="cyan")
+        found = client.add_examples(name, files)
+        phases.append(Phase("enrolling", began, time.time()))
+        say(f"    {found['accepted']} accepted; answerable by nearest class mean in version {found['version']}")
+    click.secho("  POST /v1/increments  {}", fg="cyan")
+    rollout = client.start_increment()["id"]
+    follow(client, rollout, as_json=False)
+    return _learned(client, rollout, names, posted, traffic, phases)
+
+
+def _learn_by_command(
+    lifelist: Sequence[str], client: Client, story: Story, traffic: Traffic, phases: list[Phase]
+) -> Learned:
+    names = story.arriving[1]
+    posted = time.time()
+    for name in names:
+        began = time.time()
+        command(lifelist, "examples", "add", name, str(story.learn / name))
+        phases.append(Phase("enrolling", began, time.time()))
+    command(lifelist, "increment", "start", "--watch")
+    newest = max(i["id"] for i in client.increments())
+    return _learned(client, newest, names, posted, traffic, phases)
+
+
+def _learned(
+    client: Client, rollout: int, names: tuple[str, ...], posted: float, traffic: Traffic, phases: list[Phase]
+) -> Learned:
+    """What became of the increment, and how long everything took."""
+    found = client.increment(rollout)
+    version = found["version"]
+    if found["state"] != "done" or version is None:
+        raise Failed(f"increment {rollout} ended as {found['state']}: {found['reason']}")
+    times = {step["state"]: (_unix(step["began"]), _unix(step["ended"])) for step in found["steps"] if step["ended"]}
+    phases += [Phase("training", *times["train"]), Phase("swapping", *times["swap"])]
+    swapped_s = times["swap"][1] - posted
+    say(f"  version {version} is live, {swapped_s:.1f} s after the first example was posted")
+    time.sleep(QUIET_S)  # for the client to see it answer
+    first_right = {name: _first_right(traffic.sent, name, posted) for name in names}
+    return Learned(version, rollout, Increment(names, posted, first_right, swapped_s))
+
+
+def _first_right(sent: Sequence[Sent], name: str, posted: float) -> float | None:
+    ends = [s.began + s.seconds for s in sent if s.truth == name and s.right]
+    return min(ends) - posted if ends else None
+
+
+def _unix(timestamp: str) -> float:
+    return datetime.fromisoformat(timestamp).timestamp()
+
+
+def _send_feedback(client: Client, traffic: Traffic, most: int = 200) -> None:
+    """The true labels of the latest answers, as people would send them some time later."""
+    latest = [(s.prediction_id, s.truth) for s in list(traffic.sent) if s.prediction_id is not None][-most:]
+    right = 0
+    with progress("feedback", len(latest), "label") as bar:
+        for prediction_id, truth in latest:
+            right += client.feedback(prediction_id, truth)["correct"]
+            bar.by(1)
+    say(f"  sent {len(latest)} true labels, {right} confirmed the answer; the live accuracy, as /metrics has it:")
+    for line in client.metrics().splitlines():
+        if line.startswith("lifelist_accuracy"):
+            say("    " + line)
+
+
+# ------------------------------------------------------------------------------------------------------ measuring
+
+
+def _measure(registry: Registry, story: Story, learned: Sequence[Learned], folder: Path) -> list[Step]:
+    """Each version's accuracy on the held-out images of the classes known at its time, and fine-tuning's beside it."""
+    contrast = _finetune(folder / "data" / "work", [increment.rollout for increment in learned])
+    steps = []
+    for k, version in enumerate([1, *(increment.version for increment in learned)]):
+        loaded = session.load(registry, version)
+        known = story.known_after(k)
+        new = set(known) - set(story.known_after(k - 1)) if k else set()
+        images = [(name, data) for name, data in story.held_out if name in known]
+        truth = np.array([name for name, _ in images])
+        pixels = np.stack([decode(data, loaded.manifest.preprocess) for _, data in images])
+        logits, embedding = loaded.run(pixels)
+        rows = np.array([c.name for c in loaded.manifest.trained])
+        names = {c.id: c.name for c in loaded.manifest.classes}
+        answers = {
+            "corrected": rows[logits.argmax(1)],
+            "uncorrected": rows[_uncorrected(logits, loaded.manifest.bias).argmax(1)],
+            "nearest_mean": np.array([names[top[0][0]] for top in loaded.nearest_mean(embedding, 1)]),
+        }
+        if k == 0:
+            del answers["uncorrected"]
+        answers["finetune"] = rows[contrast[k](pixels)]
+        is_new = np.isin(truth, list(new))
+        accuracy = {
+            key: {
+                "all": _share(found == truth),
+                "old": _share((found == truth)[~is_new]),
+                "new": _share((found == truth)[is_new]),
+            }
+            for key, found in answers.items()
+        }
+        label = f"{len(known)} classes" + (f"\n(+ {', '.join(sorted(new))})" if new else "")
+        steps.append(Step(label, version, accuracy))
+    return steps
+
+
+def _finetune(work: Path, rollouts: Sequence[int]) -> list[Callable[[np.ndarray], np.ndarray]]:
+    """What plain fine-tuning makes of the same increments: for each, pixels uint8 N×S×S×3 → rows of the last layer.
+
+    It learns the very tasks that the rollouts learned, one after the other, each from its own last weights.
+    """
+    import torch
+
+    from lifelist.training.increment import learn, load_network
+    from lifelist.training.job import Learned as Trained
+    from lifelist.training.job import read_result, read_task
+
+    def answers(trained: Trained, options: TrainingOptions) -> Callable[[np.ndarray], np.ndarray]:
+        network = load_network(trained.checkpoint, options, len(trained.class_ids))
+        mean, std = (torch.tensor(c).view(3, 1, 1) for c in (trained.mean, trained.std))
+
+        @torch.inference_mode()
+        def rows(pixels: np.ndarray) -> np.ndarray:
+            scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+            return network.head(network.features((scaled - mean) / std)).argmax(1).numpy()
+
+        return rows
+
+    tasks = [read_task(work / str(rollout)) for rollout in rollouts]
+    trained = read_result(work / str(min(rollouts) - 1))  # the base
+    found = [answers(trained, tasks[0].options)]
+    for task in tasks:
+        options = dataclasses.replace(task.options, method="finetune")
+        again = dataclasses.replace(task, options=options, teacher=trained.checkpoint, bias=None)
+        with progress(f"fine-tuning on {', '.join(c.name for c in task.new)}, for contrast", 100, "%") as bar:
+            trained = learn(
+                again,
+                on_event=lambda e, bar=bar: bar.to(100 * e["epoch"] // e["epochs"]) if e["kind"] == "epoch" else None,
+            )
+        found.append(answers(trained, options))
+    return found
+
+
+def _share(right: np.ndarray) -> float | None:
+    return float(right.mean()) if len(right) else None
+
+
+def _uncorrected(logits: np.ndarray, bias: BiasCorrection | None) -> np.ndarray:
+    """The logits before the bias correction that is folded into the graph."""
+    if bias is None:
+        return logits
+    raw = logits.copy()
+    rows = slice(bias.first_row, bias.last_row)
+    raw[:, rows] = (raw[:, rows] - bias.beta) / bias.alpha
+    return raw
+
+
+# ----------------------------------------------------------------------------------------------------- concluding
+
+
+def _conclude(
+    folder: Path,
+    story: Story,
+    steps: Sequence[Step],
+    sent: Sequence[Sent],
+    phases: Sequence[Phase],
+    waiting: Sequence[Increment],
+) -> list[str]:
+    """Print the tables, draw the picture, and name every request that failed or was answered inconsistently."""
+    for table in (accuracy_table(steps), traffic_table(sent, phases), waiting_table(waiting)):
+        say("\n" + table)
+    path = folder / "demo.png"
+    learned = sum(len(names) for names in story.arriving)
+    failed = [s.failure for s in sent if s.failure]
+    inconsistent = [s.inconsistency for s in sent if s.inconsistency]
+    requests = f"{len(sent):,} requests; {len(failed)} failed, {len(inconsistent)} inconsistent"
+    title = f"{learned} classes learned under {requests}"
+    picture(path, steps, sent, phases, title)
+    say(f"\nThe picture: {path}")
+    for what, found in (("failed", failed), ("was answered inconsistently", inconsistent)):
+        for problem in found[:5]:
+            click.secho(f"A request {what}: {problem}", fg="red")
+    if not failed and not inconsistent:
+        click.secho(f"{title}.", fg="green", bold=True)
+    return failed + inconsistent
+
+
+def _say_what_to_try(lifelist: Sequence[str], story: Story, url: str, server: _Server) -> None:
+    """For the user with whom the server is left."""
+    name, image = story.base[0], sorted((story.learn / story.base[0]).iterdir())[0]
+    shown = "lifelist " + shlex.join(lifelist[3:])
+    say(f"\nThe server goes on at {url}. To try:\n")
+    for line in (
+        f"curl --data-binary @{image} -H 'Content-Type: image/png' '{url}/v1/classify?top_k=3'   # {name}",
+        f"{shown} classify {image}",
+        f"{shown} versions list",
+        f"{shown} rollback",
+        f"{url}/docs and {url}/metrics in a browser",
+        f"kill -INT {server.process.pid}   # ends it",
+    ):
+        say("  " + line)
