@@ -65,7 +65,7 @@ def roles(gate_share: float, holdout_share: float) -> Iterator[Role]:
         "gate": Fraction(gate_share).limit_denominator(1000),
         "holdout": Fraction(holdout_share).limit_denominator(1000),
     }
-    wanted: dict[Role, Fraction] = {**shares, "training": 1 - sum(shares.values())}
+    wanted: dict[Role, Fraction] = {**shares, "training": 1 - shares["gate"] - shares["holdout"]}
     given = dict.fromkeys(wanted, 0)
     yield "training"
     given["training"] += 1
@@ -145,7 +145,8 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[
         _check_open(KnownClass(class_id, name), workshop.live, open_rollout_of(connection, [class_id]))
         number = connection.execute(sa.select(sa.func.count()).where(c.class_id == class_id)).scalar_one()
         pattern = itertools.islice(roles(shares.gate_share, shares.holdout_share), number, None)
-        results, rows = [], []
+        results: list[ExampleResult] = []
+        rows: list[dict[str, object]] = []
         for image in arrived:
             result = _result(image, owners, names, class_id)
             if result.status == "accepted":
@@ -179,8 +180,8 @@ def _check_open(known: KnownClass, live: Manifest | None, rollout: Rollout | Non
     entry = next((e for e in live.trained if e.id == known.id), None) if live else None
     if live and entry:
         raise Conflict(
-            f"class {known.name!r} is trained already (version {live.version} has it since increment {entry.increment}); "
-            "images are taken of classes that are not. Give a new class another name"
+            f"class {known.name!r} is trained already: version {live.version} has it since increment "
+            f"{entry.increment}. Images are taken of classes that are not; give a new class another name"
         )
     if rollout and rollout.state != QUEUED:
         raise Conflict(

@@ -18,7 +18,6 @@ from lifelist.exporter.manifest import AnswerKind
 from lifelist.exporter.registry import Registry
 
 Group = Literal["all", "old", "new", "unseen"]
-GROUPS: tuple[Group, ...] = ("all", "old", "new", "unseen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,16 @@ def record(
     store: Store, prediction_id: str, *, version: int, predicted: int, answer: AnswerKind, truth: KnownClass
 ) -> None:
     """Note what class an answered image really was. The same again changes nothing; another one replaces it."""
+    while True:
+        try:
+            return _record(store, prediction_id, version, predicted, answer, truth)
+        except sa.exc.IntegrityError:  # another request was the first to label it, in this moment
+            continue
+
+
+def _record(
+    store: Store, prediction_id: str, version: int, predicted: int, answer: AnswerKind, truth: KnownClass
+) -> None:
     row = {"version": version, "predicted": predicted, "truth": truth.id, "answer": answer, "at": now()}
     this = tables.feedback.c.prediction_id == prediction_id
     with store.writing() as connection:
@@ -64,7 +73,7 @@ def history(store: Store, prediction_id: str) -> list[tuple[int, str]]:
 
 
 def accuracy(store: Store, registry: Registry) -> list[Accuracy]:
-    """A row for each version and group that has labels, by version. A version that is gone from the registry is left out."""
+    """A row for each version and group that has labels. A version that the registry does not have is left out."""
     c = tables.feedback.c
     query = sa.select(c.version, c.predicted, c.truth, sa.func.count()).group_by(c.version, c.predicted, c.truth)
     with store.reading() as connection:
@@ -85,4 +94,4 @@ def accuracy(store: Store, registry: Registry) -> list[Accuracy]:
             for group in groups:
                 total[version, group] += count
                 correct[version, group] += count * (predicted == truth)
-    return [Accuracy(group, version, correct[version, group], n) for (version, group), n in total.items()]
+    return [Accuracy(group, version, correct[version, group], n) for (version, group), n in sorted(total.items())]

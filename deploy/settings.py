@@ -55,6 +55,7 @@ class GateCheck(_Options):
 
     check: CheckName
     limit: float | None = None
+    min_images: int = Field(default=2, ge=1)  # fewer gate images (of each new class; of old classes together): refused
 
     @field_validator("limit")
     @classmethod

@@ -1,6 +1,7 @@
 """What the update path works with: settings, the places where things are kept, and how to train and to swap here."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Blobs, Registry
 from lifelist.exporter.storage import open_storage
 
+CHECKPOINT, EXEMPLARS = "checkpoint.safetensors", "exemplars.json"  # files of a version, beside those of session.py
+
+Memory = Mapping[str, Mapping[str, list[str]]]  # {"exemplars": {"<class id>": [image ids, best first]}, "holdout": …}
 Look = Callable[[], None]  # called every now and then while training; it may raise Cancelled
 Train = Callable[[Path, Look], None]  # the increment in a folder (training/job.py), to its end
 Swap = Callable[[int, int | None], None]  # version, the generation of `live` that is to be replaced; Moved if it is not
@@ -53,3 +57,9 @@ def train_here(folder: Path, look: Look) -> None:
     from lifelist.training import increment
 
     increment.run(folder, on_event=lambda _: look())
+
+
+def memory(registry: Registry, version: Manifest) -> Memory:
+    """The images that a version remembers."""
+    found: Memory = json.loads(registry.read(version, EXEMPLARS))
+    return found

@@ -1,0 +1,114 @@
+"""What an increment made, as a version: first in a registry of its own, where it is judged, then in the real one."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from lifelist.deploy import enrol
+from lifelist.deploy.records import Rollout, now
+from lifelist.deploy.workshop import CHECKPOINT, EXEMPLARS, Workshop
+from lifelist.exporter import fold, graph, index, session
+from lifelist.exporter.errors import Moved
+from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Manifest, Parity, Preprocess
+from lifelist.exporter.registry import Registry
+from lifelist.training.increment import load_network
+from lifelist.training.job import Learned, read_result, read_task
+from lifelist.training.network import Network
+from lifelist.training.options import TrainingOptions
+
+
+def export(workshop: Workshop, rollout: Rollout) -> Manifest:
+    """Put the trained network into the increment's own registry, the rebalancing folded into its graph."""
+    folder = workshop.folder(rollout.id)
+    task, learned = read_task(folder), read_result(folder)
+    network, weight, bias, preprocess = network_of(task.options, learned)
+    increments = [k for k, size in enumerate(learned.heads) for _ in range(size)]
+    names = {c.id: c.name for c in (*task.old, *task.new)}
+    memory = {
+        "exemplars": {str(class_id): ids for class_id, ids in learned.exemplars.items()},
+        "holdout": {str(class_id): ids for class_id, ids in learned.holdout.items()},
+    }
+    files = {
+        session.MODEL: graph.export(network, weight=weight, bias=bias, preprocess=preprocess),
+        session.MEANS: index.build(learned.class_ids, learned.means.numpy()),
+        CHECKPOINT: learned.checkpoint,
+        EXEMPLARS: json.dumps(memory).encode(),
+    }
+    draft = Manifest(
+        version=0,
+        created_at=now(),
+        kind="increment",
+        parent=rollout.facts.get("teacher"),
+        method=task.options.method,
+        network=task.options.network,
+        embedding_dim=learned.embedding_dim,
+        default_answer=learned.answers_by,
+        preprocess=preprocess,
+        classes=tuple(
+            ClassEntry(class_id, names[class_id], "trained", increment)
+            for class_id, increment in zip(learned.class_ids, increments, strict=True)
+        ),
+        bias=learned.bias,
+        options=task.options.as_dict(),
+        results=learned.evaluation,
+        exemplars_sha256=FileEntry.of(EXEMPLARS, files[EXEMPLARS]).sha256,
+        software=learned.software,
+    )
+    shutil.rmtree(_place(workshop, rollout), ignore_errors=True)  # of an export that was killed
+    return Registry(str(_place(workshop, rollout))).publish(draft, files)
+
+
+def network_of(options: TrainingOptions, learned: Learned) -> tuple[Network, fold.Floats, fold.Floats, Preprocess]:
+    """(network, weight, bias, preprocessing): what is exported; the last layer with the rebalancing inside."""
+    network = load_network(learned.checkpoint, options, len(learned.class_ids))
+    raw_weight, raw_bias = (tensor.detach().numpy() for tensor in (network.head.weight, network.head.bias))
+    weight, bias = fold.fold_bias(raw_weight, raw_bias, learned.bias)
+    return network, weight, bias, Preprocess(options.image_size, options.resized_to, learned.mean, learned.std)
+
+
+def _place(workshop: Workshop, rollout: Rollout) -> Path:
+    return workshop.folder(rollout.id) / "candidate"
+
+
+def opened(workshop: Workshop, rollout: Rollout) -> tuple[Registry, Manifest]:
+    """The increment's own registry, and the one version in it."""
+    registry = Registry(str(_place(workshop, rollout)))
+    return registry, registry.manifest(1)
+
+
+def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifest:
+    """The candidate as a version, with its verdict. One that a killed predecessor published is found again."""
+    candidates, candidate = opened(workshop, rollout)
+    loaded = session.load(candidates, candidate.version)
+    waiting = enrol.waiting_images(workshop, candidate)
+    classes, files = enrol.with_means(workshop, loaded, waiting, used={})
+    files |= {e.name: candidates.read(candidate, e.name) for e in candidate.files if e.name not in files}
+    draft = dataclasses.replace(
+        candidate,
+        parent=parent,
+        classes=classes,
+        default_answer="nearest_mean" if waiting else candidate.default_answer,
+        parity=Parity(**rollout.facts["parity"]),
+        gate=tuple(Check(**check) for check in rollout.facts["gate"]),
+    )
+    registry = workshop.registry
+    entries = sorted((FileEntry.of(name, data) for name, data in files.items()), key=lambda entry: entry.name)
+    published = dataclasses.replace(draft, files=tuple(entries))
+    for number in reversed(registry.versions()):
+        if number <= (parent or 0):
+            break
+        found = registry.manifest(number)
+        if dataclasses.replace(found, version=0).digest == dataclasses.replace(published, version=0).digest:
+            return found
+    version = registry.publish(draft, files)
+    _point_candidate(registry, version.version)
+    return version
+
+
+def _point_candidate(registry: Registry, version: int) -> None:
+    ref = registry.ref("candidate")
+    try:
+        registry.move("candidate", version, None if ref is None else ref.generation)
+    except Moved:  # only a note for people; another one's is as good
+        return

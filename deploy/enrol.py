@@ -1,0 +1,121 @@
+"""A new class answers at once: its mean joins those of the live version, whose model stays as it is."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from lifelist.deploy import examples
+from lifelist.deploy.records import now
+from lifelist.deploy.workshop import Workshop
+from lifelist.exporter import index, session
+from lifelist.exporter.errors import Moved, Unavailable
+from lifelist.exporter.fold import Floats, unit
+from lifelist.exporter.manifest import ClassEntry, Manifest
+from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.registry import Registry
+
+log = logging.getLogger(__name__)
+
+ENROLLED = "enrolled.json"  # a version's file: {"<class id>": [ids of the images that its mean was made of]}
+MOST_IMAGES = 256  # of a class go into its mean: more would hardly move it
+TRIES = 20
+BATCH = 64  # images
+
+Sources = Mapping[int, Sequence[str]]  # class id → ids of images
+
+
+def enrol(workshop: Workshop) -> Manifest | None:
+    """Make every class that has training images answerable by nearest mean: the version that does it, live now.
+
+    None if there is nothing to do: no live version yet, or all means are up to date. The new version shares the live
+    one's model. If live moves meanwhile, it is done again on what is live then, so that neither loses what the other
+    brought.
+    """
+    registry = workshop.registry
+    for _ in range(TRIES):
+        ref = registry.ref("live")
+        if ref is None:
+            return None
+        live = registry.manifest(ref.version)
+        waiting = waiting_images(workshop, live)
+        if waiting == (used := sources(registry, live)):
+            return None
+        classes, files = with_means(workshop, session.load(registry, live.version), waiting, used)
+        draft = replace(
+            live,
+            created_at=now(),
+            kind="enrolment",
+            parent=live.version,
+            default_answer="nearest_mean",
+            classes=classes,
+        )
+        reuse = [entry for entry in live.files if entry.name not in files]
+        version = registry.publish(draft, files, reuse=reuse)
+        try:
+            workshop.swap(version.version, ref.generation)
+        except Moved:
+            continue
+        facts = {"version": version.version, "classes": [c.name for c in classes if c.state == "enrolled"]}
+        log.info("classes.enrolled", extra={"facts": facts})
+        return version
+    raise Unavailable(f"live moved {TRIES} times while classes were enrolled; the images are kept: send one again")
+
+
+def waiting_images(workshop: Workshop, model: Manifest) -> dict[int, list[str]]:
+    """The images that make the means of the classes without a row in `model`: the first training images of each."""
+    trained = {entry.id for entry in model.trained}
+    found: dict[int, list[str]] = {}
+    for example in examples.kept(workshop.store):
+        if example.role == "training" and example.class_id not in trained:
+            of_class = found.setdefault(example.class_id, [])
+            if len(of_class) < MOST_IMAGES:
+                of_class.append(example.sha256)
+    return found
+
+
+def sources(registry: Registry, version: Manifest) -> dict[int, list[str]]:
+    """The images that the means of a version's enrolled classes were made of."""
+    if all(entry.name != ENROLLED for entry in version.files):  # it enrols nothing
+        return {}
+    return {int(class_id): ids for class_id, ids in json.loads(registry.read(version, ENROLLED)).items()}
+
+
+def with_means(
+    workshop: Workshop, loaded: session.Loaded, waiting: Sources, used: Sources
+) -> tuple[tuple[ClassEntry, ...], dict[str, bytes]]:
+    """(classes, files) of a version that answers as `loaded` does, and names the `waiting` classes by their means.
+
+    A mean that `loaded` has of just the same images (`used`) is taken over; the others are computed, with its model.
+    """
+    model = loaded.manifest
+    known = dict(zip(loaded.means.ids, loaded.means.means(), strict=True))
+    means = [known[entry.id] for entry in model.trained]
+    for class_id, ids in waiting.items():
+        if used.get(class_id) == ids:
+            means.append(known[class_id])
+        else:
+            images = examples.pixels(workshop, ids, model.preprocess)
+            means.append(class_mean(loaded, images, mirrored=bool(model.options.get("flip"))))
+    following = 1 + max(entry.increment for entry in model.trained)
+    names = {known_class.id: known_class.name for known_class in workshop.store.classes()}
+    entries = tuple(ClassEntry(class_id, names[class_id], "enrolled", following) for class_id in waiting)
+    classes = (*model.trained, *entries)
+    files = {
+        session.MEANS: index.build([entry.id for entry in classes], np.stack(means)),
+        ENROLLED: json.dumps({str(class_id): list(ids) for class_id, ids in waiting.items()}).encode(),
+    }
+    return classes, files
+
+
+def class_mean(loaded: session.Loaded, images: Pixels, *, mirrored: bool) -> Floats:
+    """The unit mean of a class's embeddings, D float32, of N×S×S×3 uint8 images, N ≥ 1.
+
+    With `mirrored`, half of it comes from the images' mirror images, as iCaRL's class means do (Rebuffi et al. 2017,
+    in the authors' code); the model was then trained on such ones too.
+    """
+    shown = [images, images[:, :, ::-1]] if mirrored else [images]
+    batches = [view[start : start + BATCH] for view in shown for start in range(0, len(view), BATCH)]
+    return unit(np.concatenate([loaded.run(batch)[1] for batch in batches]).mean(axis=0, dtype=np.float64))

@@ -1,0 +1,72 @@
+"""What an increment is given: images by their roles, the teacher and its memory, out of the store and the registry."""
+
+import dataclasses
+
+import torch
+
+from lifelist.deploy import examples
+from lifelist.deploy.records import Rollout
+from lifelist.deploy.workshop import CHECKPOINT, Workshop, memory
+from lifelist.exporter.errors import Failed
+from lifelist.exporter.manifest import Manifest
+from lifelist.training.data import Images
+from lifelist.training.job import Class, Task
+from lifelist.training.options import TrainingOptions
+
+
+def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | None]:
+    """What training is given, and the version that it learns from: what is live now. Failed if it cannot go on."""
+    live, store = workshop.live, workshop.store
+    new = store.classes(rollout.class_ids)
+    if live and (again := [c.name for c in new if c.id in {entry.id for entry in live.trained}]):
+        raise Failed(f"classes {again} were trained by another increment meanwhile: version {live.version} has them")
+    options = _options(workshop.settings.training, rollout.method, live)
+    chosen = examples.kept(store, rollout.class_ids)
+    if live:
+        kept = {example.sha256: example for example in examples.kept(store, [entry.id for entry in live.trained])}
+        lists_of = memory(workshop.registry, live)
+        remembered = [
+            kept[digest]  # what a later version's smaller memory let go of is gone, should this one be live again
+            for lists in lists_of.values()
+            for digests in lists.values()
+            for digest in digests
+            if digest in kept
+        ]
+        chosen = [*remembered, *(e for e in kept.values() if e.role == "gate"), *chosen]
+    images = examples.pixels(
+        workshop, [e.sha256 for e in chosen], examples.decoding(options.image_size, options.resized_to)
+    )
+    task = Task(
+        options=options,
+        old=tuple(Class(entry.id, entry.name) for entry in live.trained) if live else (),
+        new=tuple(Class(known.id, known.name) for known in new),
+        heads=_heads(live),
+        images=Images(
+            torch.from_numpy(images),
+            torch.tensor([e.class_id for e in chosen]),
+            tuple(e.sha256 for e in chosen),
+        ),
+        roles=torch.tensor([examples.ROLES.index(e.role) for e in chosen], dtype=torch.uint8),
+        teacher=workshop.registry.read(live, CHECKPOINT) if live else None,
+        bias=live.bias if live else None,
+        mean=live.preprocess.mean if live else None,
+        std=live.preprocess.std if live else None,
+    )
+    return task, live
+
+
+def _options(declared: TrainingOptions, method: str, live: Manifest | None) -> TrainingOptions:
+    """The settings', but what the student takes over from its teacher is the teacher's."""
+    options = dataclasses.replace(declared, method=method)
+    if live is None:
+        return options
+    seen = live.preprocess
+    return dataclasses.replace(
+        options, network=live.network, image_size=seen.size, resize_to=seen.resize_to, pretrained=""
+    )
+
+
+def _heads(live: Manifest | None) -> tuple[int, ...]:
+    """How many classes each increment brought, in the order of the last layer's rows."""
+    increments = [entry.increment for entry in live.trained] if live else []
+    return tuple(increments.count(increment) for increment in sorted(set(increments)))

@@ -1,0 +1,186 @@
+"""The rollout: a durable job that takes an increment from examples to live, or ends it and says why.
+
+A table of steps, and a few lines that walk it. Whoever walks it may be killed at any moment: the next one begins again
+at the step that had not ended. One rollout is carried at a time; later ones wait in the queue.
+"""
+
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lifelist.deploy import examples, steps
+from lifelist.deploy.records import KnownClass, Rollout
+from lifelist.deploy.settings import GateCheck
+from lifelist.deploy.store import QUEUED, Store
+from lifelist.deploy.workshop import Workshop
+from lifelist.exporter.errors import (
+    BadInput,
+    BadSetting,
+    Cancelled,
+    Conflict,
+    Corrupt,
+    Failed,
+    Missing,
+    Moved,
+    Refused,
+)
+from lifelist.exporter.manifest import Manifest
+from lifelist.training.methods import METHODS
+
+log = logging.getLogger(__name__)
+
+MOST_FAILURES = 5  # tries of a step that raised; then the rollout fails with what it raised
+MOST_ATTEMPTS = 50  # of a step whose process was killed each time
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a state does, and the states that follow. `if_moved`: live moved while the step was under way."""
+
+    run: Callable[[Workshop, Rollout], steps.Facts]
+    then: str
+    if_refused: str = "rejected"
+    if_moved: str = "failed"
+
+
+# fmt: off
+STEPS = {
+    "intake":  Step(steps.fix_images,           then="train"),
+    "train":   Step(steps.train_increment,      then="export"),  # resumes from its last epoch
+    "export":  Step(steps.export_candidate,     then="parity"),
+    "parity":  Step(steps.compare_with_network, then="gate"),
+    "gate":    Step(steps.judge_candidate,      then="publish", if_refused="keep"),
+    "publish": Step(steps.publish_version,      then="swap"),
+    "swap":    Step(steps.make_live,            then="tidy",    if_moved="publish"),  # classes were enrolled meanwhile
+    "tidy":    Step(steps.tidy,                 then="done"),
+    "keep":    Step(steps.keep_rejected,        then="rejected"),
+}
+# fmt: on
+
+
+def start(
+    workshop: Workshop,
+    classes: Sequence[str | int] | None = None,
+    method: str | None = None,
+    request_key: str | None = None,
+) -> Rollout:
+    """Queue a rollout of the named classes (names or ids), or of all that are pending, by a method, or the settings'.
+
+    A `request_key` that was used before gives the rollout that it was used for, and changes nothing. Conflict if there
+    is nothing to learn, a class cannot be learned now, or the gate could not judge it; Missing for an unknown class.
+    """
+    store, settings = workshop.store, workshop.settings
+    if method is not None and method not in METHODS:
+        raise BadSetting(f"method {method!r} does not exist; there are {', '.join(METHODS)}")
+    named = None if classes is None else [store.class_named(name) for name in classes]
+    if request_key is not None and (known := store.rollout_of(request_key)) is not None:
+        return _same_request(known, named, method)
+    live = workshop.live
+    waiting = examples.pending(store, live)
+    chosen = waiting if named is None else named
+    if not chosen:
+        raise Conflict("no class waits to be learned: add examples of a new one first")
+    _check_learnable(store, live, chosen, settings.gate)
+    rollout = store.add_rollout(method or settings.training.method, [c.id for c in chosen], request_key)
+    return rollout if request_key is None else _same_request(rollout, named, method)
+
+
+def carry_all(workshop: Workshop) -> list[Rollout]:
+    """Carry every open rollout to its end, in order. [] if there is none, or if another process is at it."""
+    store = workshop.store
+    with store.exclusive() as alone:
+        if not alone:
+            return []
+        for rollout in store.rollouts():
+            if rollout.ended:  # its carrier may have been killed just before it cleared up
+                _clear(workshop, rollout)
+        ended = []
+        while waiting := store.open_rollouts():
+            ended.append(carry(workshop, waiting[0]))
+        return ended
+
+
+def carry(workshop: Workshop, rollout: Rollout) -> Rollout:
+    """Carry a rollout from where it stands to an end. Call it again after a crash, from any process.
+
+    What a step raises that time may cure is raised here too, and the state stays: call it again. The caller makes sure
+    that nobody else carries one, as `carry_all` does.
+    """
+    store = workshop.store
+    while not rollout.ended:
+        if rollout.cancel_requested:
+            rollout = store.move(rollout, "cancelled", reason=f"cancelled in state {rollout.state!r}")
+            continue
+        following, facts = ("intake", {}) if rollout.state == QUEUED else _take(workshop, rollout)
+        try:
+            rollout = store.move(rollout, following, facts, reason=facts.get("reason"), version=facts.get("version"))
+        except Moved:
+            rollout = store.rollout(rollout.id)
+            if not (rollout.ended or rollout.cancel_requested):
+                raise
+        log.info("rollout.moved", extra={"facts": {"id": rollout.id, "state": rollout.state}})
+    _clear(workshop, rollout)
+    facts = {"id": rollout.id, "state": rollout.state, "version": rollout.version, "reason": rollout.reason}
+    log.info("rollout.ended", extra={"facts": facts})
+    return rollout
+
+
+def _take(workshop: Workshop, rollout: Rollout) -> tuple[str, steps.Facts]:
+    """Run the step of a rollout's state: (the state that follows, facts)."""
+    step = STEPS[rollout.state]
+    attempt = workshop.store.begin_step(rollout)
+    if attempt > MOST_ATTEMPTS:
+        return "failed", {"reason": f"step {rollout.state!r} was begun {MOST_ATTEMPTS} times, and killed each time"}
+    try:
+        return step.then, step.run(workshop, rollout)
+    except Refused as refusal:  # a verdict
+        return step.if_refused, {**refusal.facts, "reason": str(refusal)}
+    except Cancelled as request:
+        return "cancelled", {"reason": str(request)}
+    except Moved as error:
+        return step.if_moved, {} if step.if_moved in STEPS else {"reason": str(error)}
+    except (BadInput, Conflict, Corrupt, Failed, Missing) as error:  # the same again would end the same
+        log.warning("step.failed", extra={"facts": {"id": rollout.id, "state": rollout.state}}, exc_info=True)
+        return "failed", {"reason": f"in step {rollout.state!r}: {error}"}
+    except Exception as error:
+        if attempt < MOST_FAILURES:
+            raise
+        log.exception("step.failed", extra={"facts": {"id": rollout.id, "state": rollout.state}})
+        kind = type(error).__name__
+        return "failed", {"reason": f"step {rollout.state!r} failed {attempt} times, at last with {kind}: {error}"}
+
+
+def _clear(workshop: Workshop, rollout: Rollout) -> None:
+    """Delete the files of a rollout that has ended; all that must stay is in registry and database."""
+    if not workshop.settings.examples.keep:
+        shutil.rmtree(workshop.folder(rollout.id), ignore_errors=True)
+
+
+def _same_request(rollout: Rollout, named: Sequence[KnownClass] | None, method: str | None) -> Rollout:
+    """The rollout that a key was used for, if this request asks for the same."""
+    differs = named is not None and {known.id for known in named} != set(rollout.class_ids)
+    if differs or method not in (None, rollout.method):
+        raise Conflict(
+            f"the idempotency key {rollout.request_key!r} was used for increment {rollout.id}, of classes "
+            f"{list(rollout.class_ids)} by method {rollout.method!r}; use another key to ask for something else"
+        )
+    return rollout
+
+
+def _check_learnable(
+    store: Store, live: Manifest | None, chosen: Sequence[KnownClass], checks: Sequence[GateCheck]
+) -> None:
+    """Conflict if a class is trained already, has nothing to train on, or too little for the gate to judge it."""
+    if again := [known.name for known in chosen if examples.state_of(live, known.id) == "trained"]:
+        raise Conflict(f"classes {again} are trained already, in version {live and live.version}")
+    counts = Counter((example.class_id, example.role) for example in examples.kept(store, [c.id for c in chosen]))
+    if empty := [known.name for known in chosen if not counts[known.id, "training"]]:
+        raise Conflict(f"classes {empty} have no images to train on; add examples of them first")
+    needed = max((check.min_images for check in checks if check.check == "new_class_accuracy"), default=0)
+    if few := [f"{known.name!r} ({found})" for known in chosen if (found := counts[known.id, "gate"]) < needed]:
+        raise Conflict(
+            f"the gate needs {needed} images of each new class that training does not see; too few of "
+            f"{', '.join(few)}. Add more examples: every few are set apart for it"
+        )
