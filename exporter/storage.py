@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from lifelist.exporter.errors import BadSetting, Missing
@@ -189,7 +190,7 @@ class ObjectStore:
 def _creates_atomically(fs: Any) -> bool:
     """Whether the file system has a create-if-absent of its own; fsspec's stand-in looks first and then overwrites."""
     own = getattr(type(fs), "_pipe_file", type(fs).pipe_file)
-    generic = (fsspec.AbstractFileSystem.pipe_file, fsspec.asyn.AsyncFileSystem._pipe_file)
+    generic = (fsspec.AbstractFileSystem.pipe_file, AsyncFileSystem._pipe_file)
     return own not in generic and "mode" in inspect.signature(own).parameters
 
 
