@@ -134,13 +134,21 @@ class ObjectStore:
 
     def __init__(self, fs: Any, root: str) -> None:
         self.fs, self.root = fs, root.rstrip("/")
+        self._proven = False  # that it really refuses to overwrite: some stores take the condition and ignore it
 
     def create(self, path: str, data: bytes) -> bool:
-        if not _creates_atomically(self.fs):
-            raise BadSetting(
-                f"{self.fs.protocol} cannot create a file only if it is absent, so two writers could overwrite each "
-                "other's versions; use a local folder, or an object store with conditional writes (s3, gs, …)"
-            )
+        if not self._proven:
+            trial = f"{SCRATCH}/{uuid.uuid4().hex}"
+            if not _creates_atomically(self.fs) or not self._create(trial, b"") or self._create(trial, b""):
+                raise BadSetting(
+                    f"{self.fs.protocol} cannot create a file only if it is absent, so two writers could overwrite "
+                    "each other's versions; use a local folder, or an object store with conditional writes (s3, gs, …)"
+                )
+            self.remove(trial)
+            self._proven = True
+        return self._create(path, data)
+
+    def _create(self, path: str, data: bytes) -> bool:
         try:
             self.fs.pipe_file(f"{self.root}/{path}", data, mode="create")
         except FileExistsError:
