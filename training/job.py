@@ -23,7 +23,7 @@ from torch import Tensor
 from lifelist.exporter.errors import BadInput, Corrupt
 from lifelist.exporter.manifest import AnswerKind, BiasCorrection
 from lifelist.training.checkpoint import pack, unpack, write_atomically
-from lifelist.training.data import HOLDOUT, TRAINING, Colour, Images
+from lifelist.training.data import GATE, HOLDOUT, TRAINING, Colour, Images
 from lifelist.training.options import TrainingOptions
 
 
@@ -73,6 +73,8 @@ class Task:
             )
         if not len(self.images) == len(self.images.labels) == len(self.roles) == len(self.images.pixels):
             raise BadInput("pixels, labels, ids and roles of the images differ in number")
+        if unknown := sorted(set(self.roles.tolist()) - {TRAINING, HOLDOUT, GATE}):
+            raise BadInput(f"roles are 0 (training), 1 (hold-out) and 2 (gate); got {unknown}")
         if unknown := sorted(set(self.images.labels.tolist()) - set(ids)):
             raise BadInput(
                 f"there are images of classes {unknown}, which are neither old nor new; the increment names {ids}"

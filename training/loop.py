@@ -102,7 +102,7 @@ class Phase:
 
 
 def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) -> Schedule:
-    """`schedule` with the epochs and the learning rate that the options ask of `reference`, in proportion."""
+    """`schedule` with what the options ask for instead: epochs and learning rate of `reference`, in proportion."""
     factor = options.epochs / reference.epochs if options.epochs else 1.0
     faster = options.learning_rate / reference.learning_rate if options.learning_rate else 1.0
     return replace(
@@ -110,6 +110,7 @@ def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) ->
         epochs=max(1, round(schedule.epochs * factor)),
         milestones=tuple(round(milestone * factor) for milestone in schedule.milestones),
         learning_rate=schedule.learning_rate * faster,
+        batch_size=options.batch_size or schedule.batch_size,
         colour=schedule.colour or options.colour,
     )
 
@@ -185,7 +186,7 @@ def _epoch(
     """One pass; (mean of each term of the loss, images seen). Nothing is read back from the device until the end."""
     schedule, options = phase.schedule, run.options
     augment = Augmentation(crop=options.crop, flip=options.flip, colour=schedule.colour)
-    cut = batches(len(phase.rows), options.batch_size, schedule.views, random["order"], drops_last=schedule.drops_last)
+    cut = batches(len(phase.rows), schedule.batch_size, schedule.views, random["order"], drops_last=schedule.drops_last)
     total, images = torch.zeros(len(TERMS), device=run.device), 0
     network.train()
     for step, which in enumerate(cut):
@@ -200,7 +201,7 @@ def _epoch(
         optimiser.zero_grad()
         terms.sum().backward()  # type: ignore[no-untyped-call]
         if options.gradient_noise:
-            add_gradient_noise(network, epoch + 1, options.batch_size, random["noise"])
+            add_gradient_noise(network, epoch + 1, schedule.batch_size, random["noise"])
         optimiser.step()
         total += terms.detach() * len(rows)
         images += len(rows)

@@ -1,7 +1,7 @@
 """The methods, as a table of four loss terms. A new method is a row; the one loop (loop.py) reads it. No torch here."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lifelist.exporter.manifest import AnswerKind
@@ -15,6 +15,7 @@ class Schedule:
     """How long, and how fast. SGD with momentum throughout."""
 
     epochs: int
+    batch_size: int = 128
     learning_rate: float  # at the start ("steps"), or the peak ("one_cycle": linear warm-up, then half a cosine to 0)
     shape: Shape = "steps"
     milestones: tuple[int, ...] = ()  # after these epochs …
@@ -88,10 +89,10 @@ _ICARL = Schedule(
 )
 
 # For two cores: an increment starts from the teacher, so that a few epochs do, with one warm-up and one decay.
-_SHORT_BASE = Schedule(epochs=30, learning_rate=0.1, shape="one_cycle", weight_decay=5e-4)
-_SHORT = Schedule(epochs=30, learning_rate=0.05, shape="one_cycle", weight_decay=5e-4)
-_SHORT_TUNE = Schedule(epochs=9, learning_rate=0.01, milestones=(3, 6), weight_decay=5e-4)
-_SHORT_ICARL = Schedule(epochs=30, learning_rate=2.0, shape="one_cycle", weight_decay=2e-5, decays_biases=False)
+_SHORT_BASE = Schedule(epochs=30, batch_size=64, learning_rate=0.1, shape="one_cycle", weight_decay=5e-4)
+_SHORT = Schedule(epochs=24, batch_size=64, learning_rate=0.1, shape="one_cycle", weight_decay=5e-4)
+_SHORT_TUNE = Schedule(epochs=9, batch_size=64, learning_rate=0.01, milestones=(3, 6), weight_decay=5e-4)
+_SHORT_ICARL = replace(_SHORT, epochs=30, learning_rate=2.0, weight_decay=2e-5, decays_biases=False)
 
 _Rows = Mapping[ScheduleName, Schedules]
 AS_BIC: _Rows = {"paper": Schedules(_BIC, _BIC), "short": Schedules(_SHORT_BASE, _SHORT)}

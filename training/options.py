@@ -31,7 +31,7 @@ class TrainingOptions:
     resize_to: int = _say(0, "shorter side before the centre crop; 0: image_size")
     schedule: ScheduleName = _say("short", "paper: as long as its authors trained; short: for a machine without GPU")
     epochs: int = _say(0, "epochs of an increment; 0: as the schedule says")
-    batch_size: int = _say(128, "images in one step")
+    batch_size: int = _say(0, "images in one step; 0: as the schedule says")
     learning_rate: float = _say(0.0, "peak learning rate; 0: as the schedule says")
     memory_total: int = _say(2000, "images of known classes kept for replay, hold-out included, shared by all classes")
     memory_per_class: int = _say(0, "the same for each class; 0: memory_total is shared instead")
@@ -55,6 +55,10 @@ class TrainingOptions:
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise BadSetting(f"{name} should be at least {least}, not {getattr(self, name)}")
+        if self.batch_size == 1:
+            raise BadSetting(
+                "batch_size should be at least 2 (or 0, as the schedule says), not 1: batch-norm needs two"
+            )
         if 0 < self.resize_to < self.image_size:
             raise BadSetting(
                 f"resize_to {self.resize_to} is below image_size {self.image_size}: "
@@ -97,7 +101,7 @@ _LEAST: Mapping[str, float] = {
     "image_size": 8,
     "resize_to": 0,
     "epochs": 0,
-    "batch_size": 2,  # batch-norm needs two
+    "batch_size": 0,
     "learning_rate": 0,
     "memory_total": 0,
     "memory_per_class": 0,

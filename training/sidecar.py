@@ -25,7 +25,8 @@ class Trainer:
 
     def __init__(self) -> None:
         os.nice(NICENESS)
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # Ray would give it one thread
+        # One core stays free: threads that wait for one another come to a halt as soon as one of them shares a core.
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
 
     def train(self, folder: str) -> None:
         """The increment in `folder`, to its end; what happens on the way stands in folder/events.jsonl."""
@@ -52,6 +53,6 @@ def trainer() -> Any:
         num_gpus=gpus,
         max_restarts=-1,
         max_task_retries=-1,
-        runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},  # spinning threads would take the server's time
+        runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},  # no thread spins while it waits
     )
     return actor.remote()
