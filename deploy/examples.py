@@ -117,7 +117,7 @@ def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Ar
             raise TooLarge(f"more than {len(arrived)} images in one request; send them in several")
         reason = None
         try:
-            decode(data, seen)
+            decode(data, seen, settings.serving.image_limits)
             workshop.images.put(data)
         except BadInput as error:
             reason = str(error)

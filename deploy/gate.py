@@ -87,11 +87,11 @@ def _new_class_accuracy(evidence: Evidence, limit: float, min_images: int) -> Ch
     """Accuracy of every new class is at least `limit`; `found` is the lowest."""
     lowest, low, few = 1.0, [], []
     for class_id, name in evidence.names.items():
-        shown = evidence.truth == class_id
-        if (count := int(shown.sum())) < min_images:
+        images = evidence.truth == class_id
+        if (count := int(images.sum())) < min_images:
             few.append(f"{name!r} has {count}")
             continue
-        found = float((evidence.answered[shown] == class_id).mean())
+        found = float((evidence.answered[images] == class_id).mean())
         lowest = min(lowest, found)
         if found < limit:
             low.append(f"{name!r} has {found:.3f} on {count} gate images")
@@ -99,7 +99,8 @@ def _new_class_accuracy(evidence: Evidence, limit: float, min_images: int) -> Ch
         message = f"too few gate images: class {', '.join(few)}; the gate needs {min_images} of each. Send more images"
         return Check("new_class_accuracy", False, None, limit, message)
     if low:
-        message = f"new-class accuracy below {limit:g}: class {', '.join(low)}"
+        shown = f"{', '.join(low[:5])}{f' and {len(low) - 5} more' if len(low) > 5 else ''}"
+        message = f"new-class accuracy below {limit:g}: class {shown}"
         return Check("new_class_accuracy", False, lowest, limit, message)
     message = f"every new class has at least {lowest:.3f}; the gate asks for {limit:g}"
     return Check("new_class_accuracy", True, lowest, limit, message)

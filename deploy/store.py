@@ -232,6 +232,11 @@ class Store:
         with self.reading() as connection:
             return [Event(*row) for row in connection.execute(query)]
 
+    def last_event_id(self) -> int:
+        """The id of the last event of all; 0 before the first."""
+        with self.reading() as connection:
+            return connection.scalar(sa.select(sa.func.max(tables.events.c.id))) or 0
+
     def latest_event(self, rollout_id: int, kind: str) -> Event | None:
         """The last event of a kind, or None."""
         c = tables.events.c

@@ -1,0 +1,82 @@
+"""Who carries the rollouts while a server runs: a detached Ray actor, which Ray starts again if it is killed."""
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from lifelist.deploy import events, rollout
+from lifelist.deploy.settings import Settings
+from lifelist.deploy.workshop import Look, open_workshop
+from lifelist.exporter.errors import Cancelled
+from lifelist.exporter.registry import Registry
+
+NAME, NAMESPACE = "lifelist-rollouts", "lifelist"
+POLL_S = 0.5
+PATIENCE_S = 30.0  # at most, between tries of a step that failed
+NICENESS = 5  # serving comes first
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """Carries one open rollout after the other, in a thread. All that it knows is in database, registry and folders."""
+
+    def __init__(self, settings: Settings) -> None:
+        from lifelist.deploy import swap
+
+        os.nice(NICENESS)
+        events.to_stderr(logging.INFO)
+        serving = settings.serving
+        replace_live = swap.over_replicas(Registry(settings.registry_url), serving.prepare_timeout_s)
+        self.workshop = open_workshop(settings, train=train_beside, swap=replace_live)
+        threading.Thread(target=self._work, name="rollouts", daemon=True).start()
+
+    def process_id(self) -> int:
+        """For whoever watches it, or kills it in a test."""
+        return os.getpid()
+
+    def _work(self) -> None:
+        pause = POLL_S
+        while True:
+            try:
+                rollout.carry_all(self.workshop)
+                pause = POLL_S
+            except Exception:
+                log.exception("rollout.interrupted", extra={"facts": {"again_in_s": pause}})
+                pause = min(2 * pause, PATIENCE_S)
+            time.sleep(pause)
+
+
+def start(settings: Settings) -> Any:
+    """The worker's actor handle: the one that runs, or a new one. Ray must be up; the actor outlives its maker."""
+    actor = ray.remote(Worker).options(
+        name=NAME,
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        num_cpus=0,  # serving's replicas are promised the CPUs; niceness decides who waits
+        max_restarts=-1,
+        max_task_retries=-1,
+    )
+    return actor.remote(settings)
+
+
+def train_beside(folder: Path, look: Look) -> None:
+    """Train in the trainer's actor, looking up twice a second. Cancelled ends it for good; else it outlives us."""
+    from lifelist.training import sidecar
+
+    trainer = sidecar.trainer()
+    running = trainer.train.remote(str(folder))
+    while not ray.wait([running], timeout=POLL_S)[0]:
+        try:
+            look()
+        except Cancelled:
+            ray.kill(trainer, no_restart=True)
+            raise
+    ray.get(running)
+    ray.kill(trainer, no_restart=True)  # its memory, and the GPU's, are worth more than a quick start next time
