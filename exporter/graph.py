@@ -88,7 +88,8 @@ def _traced(module: Answering, size: int) -> onnx.ModelProto:
                 verbose=False,
             )
         except Exception as error:  # the exporter has a class of its own for each of its stages
-            raise Failed(f"{type(module.network).__name__} cannot be exported to ONNX: {error}") from error
+            what, why = type(module.network).__name__, str(error).strip().partition("\n")[0]
+            raise Failed(f"{what} cannot be exported to ONNX, so it cannot be served: {why}") from error
     model: onnx.ModelProto = program.model_proto
     return model
 
