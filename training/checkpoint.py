@@ -37,6 +37,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def remove_halves(folder: Path) -> None:
+    """Remove what writers that were killed left behind in a folder that nobody else writes to now."""
+    for file in folder.glob(".*.safetensors.*"):
+        file.unlink(missing_ok=True)
+
+
 def pack(tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None) -> bytes:
     """The same tensors and header always give the same bytes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lifelist.exporter.errors import Corrupt
 from lifelist.training import evaluate, network
-from lifelist.training.checkpoint import pack, unpack
+from lifelist.training.checkpoint import pack, remove_halves, unpack
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Images, colour_statistics
 from lifelist.training.exemplars import SELECTIONS, shares
 from lifelist.training.forms import distillation_heads
@@ -243,6 +243,8 @@ def run(folder: Path, on_event: Callable[[Event], None] = _ignore) -> None:
     if (folder / "result" / "result.json").exists():
         return
     task = read_task(folder)
+    for part in ("epochs", "result"):
+        remove_halves(folder / part)
     with _Journal(folder / "events.jsonl") as journal:
 
         def tell(event: Event) -> None:

@@ -25,7 +25,7 @@ class Network(nn.Module):
     def __init__(self, backbone: nn.Module, dim: int, classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(dim, classes)
+        self.head = _unstarted_linear(dim, classes)
 
     @property
     def dim(self) -> int:
@@ -59,12 +59,18 @@ class Network(nn.Module):
         The last layer is another object afterwards: make the optimiser after growing, not before.
         """
         old = self.head
-        head = nn.Linear(old.in_features, old.out_features + new).to(old.weight.device)
+        head = _unstarted_linear(old.in_features, old.out_features + new).to(old.weight.device)
         start_linear(head, generator)
         with torch.no_grad():
             head.weight[: old.out_features] = old.weight
             head.bias[: old.out_features] = old.bias
         self.head = head
+
+
+def _unstarted_linear(dim: int, classes: int) -> nn.Linear:
+    """A linear layer that took no random numbers; `start_linear` gives it its values."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, dim, classes)
+    return layer
 
 
 def start_linear(layer: nn.Linear, generator: torch.Generator) -> None:
