@@ -1,6 +1,8 @@
 """The JSON of the HTTP interface, as types. The operator makes these, the client hands them on; neither copies them."""
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal
+
+from typing_extensions import NotRequired, TypedDict  # pydantic takes the TypedDict of `typing` from Python 3.12 on
 
 Json = dict[str, Any]
 
@@ -64,6 +66,7 @@ class StepTaken(TypedDict):
     state: str
     began: str
     ended: str | None
+    attempts: int  # more than 1: it was killed, or failed, and was tried again
     facts: Json
 
 

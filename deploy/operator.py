@@ -1,0 +1,255 @@
+"""The update path over HTTP. Each route is a few lines around a function that knows no HTTP.
+
+Blocking work never runs on the event loop: plain `def` routes run in threads, and POST /v1/examples, whose body is read
+as it arrives, hands its work to one. Those take turns, so that two uploads do not enrol on top of each other.
+"""
+
+import asyncio
+from dataclasses import asdict
+from typing import IO, Annotated
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from starlette.concurrency import run_in_threadpool
+
+from lifelist.deploy import enrol, examples, feedback, rollout, stream, uploads
+from lifelist.deploy.answers import Added, Increment, Judged, Moved
+from lifelist.deploy.quality import Quality
+from lifelist.deploy.records import Rollout
+from lifelist.deploy.workshop import Workshop
+from lifelist.exporter.errors import BadInput, Conflict, Missing
+from lifelist.serving import catalog, prediction
+from lifelist.serving.catalog import Catalog
+
+LARGEST_ID = 2**31 - 1  # of anything that is numbered here
+
+routes = APIRouter()
+
+ClassRef = Annotated[StrictStr, Field(min_length=1, max_length=100)] | Annotated[StrictInt, Field(ge=0, le=LARGEST_ID)]
+Key = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StartIncrement(_Body):
+    """What to learn: the named classes, or all that are pending."""
+
+    classes: Annotated[list[ClassRef], Field(min_length=1, max_length=10_000)] | None = None
+    method: StrictStr | None = None
+    idempotency_key: Key | None = None
+
+
+class Promotion(_Body):
+    """Whether a version that the gate refused may go live all the same."""
+
+    force: bool = Field(default=False, strict=True)
+
+
+class Truth(_Body):
+    """What class the image of an earlier answer really was."""
+
+    prediction_id: StrictStr
+    truth: ClassRef = Field(alias="class")
+
+
+class Desk:
+    """What the routes work with. `turn` is held by whoever adds examples."""
+
+    def __init__(self, workshop: Workshop, quality: Quality) -> None:
+        self.workshop, self.quality = workshop, quality
+        self.key = prediction.key_in(workshop.settings.secret_file)
+        self.turn = asyncio.Lock()
+
+
+def app(workshop: Workshop, catalog_: Catalog) -> FastAPI:
+    """The whole application of the operator: these routes beside the catalog's."""
+    made = catalog.app(catalog_)
+    made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
+    made.include_router(routes)
+    return made
+
+
+def the_desk(request: Request) -> Desk:
+    """What the routes work with here."""
+    found: Desk = request.app.state.desk
+    return found
+
+
+def the_workshop(request: Request) -> Workshop:
+    """What the update path works with here."""
+    return the_desk(request).workshop
+
+
+AtDesk = Annotated[Desk, Depends(the_desk)]
+With = Annotated[Workshop, Depends(the_workshop)]
+
+
+def number(text: str, what: str) -> int:
+    """A number in a path. Missing if nothing here can have it."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:11]) <= LARGEST_ID):
+        raise Missing(f"no {what} has number {text[:40]!r}; they are numbered from 1")
+    return int(text)
+
+
+# ---------------------------------------------------------------------------------------------------------- examples
+
+
+@routes.post("/v1/examples", tags=["examples"], openapi_extra={"requestBody": uploads.REQUEST_BODY})
+async def add_examples(request: Request, desk: AtDesk) -> Added:
+    """Give a class images. It is answerable by nearest class mean before this returns."""
+    separator = uploads.boundary(request.headers.get("content-type", ""))
+    settings = desk.workshop.settings
+    file = await uploads.spool(request, settings.home, settings.examples.max_request_bytes)
+
+    async def in_turn() -> Added:
+        with file:
+            async with desk.turn:
+                return await run_in_threadpool(_add, desk.workshop, file, separator)
+
+    # shielded: a client that leaves cancels this handler, while its images are added to the end, and in their turn
+    return await asyncio.shield(asyncio.create_task(in_turn()))
+
+
+def _add(workshop: Workshop, file: IO[bytes], separator: bytes) -> Added:
+    name, images = uploads.labelled(file, separator)
+    results = examples.add(workshop, name, images)
+    enrol.enrol(workshop)
+    known = workshop.store.class_named(examples.class_name(name))
+    live = workshop.live
+    state = examples.state_of(live, known.id)
+    return {
+        "class": {"id": known.id, "name": known.name, "state": state},
+        "examples": [{k: v for k, v in asdict(found).items() if v is not None} for found in results],  # type: ignore[misc]
+        "accepted": sum(found.status == "accepted" for found in results),
+        "version": live.version if live and state != "pending" else None,
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- increments
+
+
+@routes.post("/v1/increments", tags=["increments"], status_code=202)
+def start_increment(
+    workshop: With, response: Response, body: StartIncrement, idempotency_key: Annotated[Key | None, Header()] = None
+) -> Increment:
+    """Start to train on classes that got examples. The same idempotency key starts one, however often it is sent."""
+    if idempotency_key and body.idempotency_key and idempotency_key != body.idempotency_key:
+        raise BadInput("the header Idempotency-Key and the field idempotency_key differ; send one of them")
+    key = idempotency_key or body.idempotency_key
+    return _accepted(workshop, rollout.start(workshop, body.classes, body.method, key), response)
+
+
+@routes.get("/v1/increments", tags=["increments"])
+def increments(workshop: With) -> dict[str, list[Increment]]:
+    """All increments, the oldest first."""
+    return {"increments": [describe(workshop, found) for found in reversed(workshop.store.rollouts())]}
+
+
+@routes.get("/v1/increments/{increment}", tags=["increments"])
+def increment(workshop: With, increment: str) -> Increment:
+    """How an increment stands, step by step."""
+    return describe(workshop, workshop.store.rollout(number(increment, "increment")))
+
+
+@routes.get("/v1/increments/{increment}/events", tags=["increments"], response_class=StreamingResponse)
+def events(workshop: With, increment: str, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
+    """Server-sent events until the increment ends. `Last-Event-ID` goes on after that event."""
+    found = workshop.store.rollout(number(increment, "increment"))
+    following = stream.follow(workshop.store, found.id, stream.position(last_event_id))
+    return StreamingResponse(following, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@routes.post("/v1/increments/{increment}:cancel", tags=["increments"], status_code=202)
+def cancel(workshop: With, increment: str, response: Response) -> Increment:
+    """Ask an increment to end; it does at its next step or epoch, and the live version stays."""
+    return _accepted(workshop, workshop.store.request_cancel(number(increment, "increment")), response)
+
+
+def _accepted(workshop: Workshop, found: Rollout, response: Response) -> Increment:
+    response.headers["Location"] = f"/v1/increments/{found.id}"
+    return describe(workshop, found)
+
+
+def describe(workshop: Workshop, found: Rollout) -> Increment:
+    """An increment as JSON. `progress`: the latest epoch, while it trains."""
+    epoch = workshop.store.latest_event(found.id, "epoch") if found.state == "train" else None
+    progress = ("phase", "epoch", "epochs", "images_per_second", "seconds_left")
+    return {
+        "id": found.id,
+        "state": found.state,
+        "method": found.method,
+        "classes": [{"id": known.id, "name": known.name} for known in workshop.store.classes(found.class_ids)],
+        "teacher": found.facts.get("teacher"),
+        "version": found.version,
+        "reason": found.reason,
+        "created_at": found.created_at,
+        "updated_at": found.updated_at,
+        "progress": {name: epoch.data[name] for name in progress} if epoch else None,  # type: ignore[typeddict-item]
+        "steps": [
+            {"state": s.state, "began": s.began_at, "ended": s.ended_at, "attempts": s.attempts, "facts": dict(s.facts)}
+            for s in workshop.store.steps(found.id)
+        ],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- versions
+
+
+@routes.post("/v1/versions/{version}:promote", tags=["versions"])
+def promote(workshop: With, version: str, body: Promotion | None = None) -> Moved:
+    """Make a version live on every replica. One that the gate refused needs `force`."""
+    manifest = workshop.registry.manifest(number(version, "version"))
+    failed = [check.message for check in manifest.gate if not check.passed]
+    if failed and not (body and body.force):
+        raise Conflict(f"the gate refused version {version}: {'; '.join(failed)}. Send force: true to promote it still")
+    return _live(workshop, manifest.version)
+
+
+@routes.post("/v1/rollback", tags=["versions"])
+def rollback(workshop: With) -> Moved:
+    """Make the previous version live again; a second time is back where it was."""
+    previous = workshop.registry.ref("previous")
+    if previous is None:
+        raise Conflict("there is no previous version to go back to: no other has been live")
+    return _live(workshop, previous.version)
+
+
+def _live(workshop: Workshop, version: int) -> Moved:
+    before = workshop.registry.ref("live")
+    if before is None or before.version != version:
+        workshop.swap(version, None if before is None else before.generation)
+    live, previous = workshop.registry.ref("live"), workshop.registry.ref("previous")
+    assert live is not None
+    earlier = None if previous is None else previous.version
+    return {"live": live.version, "previous": earlier, "generation": live.generation}
+
+
+# ---------------------------------------------------------------------------------------------------------- feedback
+
+
+@routes.post("/v1/feedback", tags=["feedback"])
+def give_feedback(desk: AtDesk, body: Truth) -> Judged:
+    """Say what an image really was: it counts for the version that answered, whatever is live now."""
+    workshop = desk.workshop
+    made = prediction.open(desk.key, body.prediction_id)
+    truth = workshop.store.class_named(body.truth)
+    names = {entry.id: entry.name for entry in workshop.registry.manifest(made.version).classes}
+    feedback.record(
+        workshop.store,
+        body.prediction_id,
+        version=made.version,
+        predicted=made.class_id,
+        answer=made.answer,
+        truth=truth,
+    )
+    correct = made.class_id == truth.id
+    desk.quality.labels.labels("correct" if correct else "wrong" if truth.id in names else "unseen").inc()
+    return {
+        "version": made.version,
+        "predicted": {"id": made.class_id, "name": names[made.class_id]},
+        "truth": {"id": truth.id, "name": truth.name},
+        "correct": correct,
+    }
