@@ -108,7 +108,11 @@ def snapshot(registry: CollectorRegistry) -> tuple[Family, ...]:
             metric.name,
             metric.documentation,
             metric.type,
-            tuple((sample.name, tuple(sample.labels.items()), sample.value) for sample in metric.samples),
+            tuple(
+                (sample.name, tuple(sample.labels.items()), sample.value)
+                for sample in metric.samples
+                if not sample.name.endswith("_created")  # when a series began: of use to nobody here
+            ),
         )
         for metric in registry.collect()
     )

@@ -1,0 +1,118 @@
+"""A launcher that Ray Serve starts in place of HAProxy: it narrows the configuration Ray wrote, then becomes HAProxy.
+
+    python -I -S haproxy.py /path/to/the/real/haproxy -db -f haproxy.cfg …
+
+Ray writes the file anew before each start and reload. Of it, this program changes:
+
+- the metrics and status pages listen on loopback, and the admin socket is the owner's alone;
+- what HAProxy or Ray say by themselves, in plain text or HTML, is JSON as all our errors are;
+- a query that died with its replica is asked again of another (classifying twice does no harm; other routes are left);
+- the head of a request has to arrive in time.
+
+A line that is not where it is expected stops the start, so that a change in Ray's template is seen at once.
+It runs without site-packages, hence the standard library only.
+"""
+
+import ctypes
+import json
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+MARK = "# narrowed by Lifelist\n"
+HEAD_TIMEOUT_S = 30
+
+# fmt: off
+HAPROXY_SAYS = {  # HAProxy's status → the status and the sentence that a client gets
+    400: (400, "Bad Request",           "this is not an HTTP request that can be read"),
+    408: (408, "Request Timeout",       f"the head of the request did not arrive within {HEAD_TIMEOUT_S} s"),
+    500: (500, "Internal Server Error", "internal error in the proxy; its log has it"),
+    502: (503, "Service Unavailable",   "the replica went away before it answered; send it again"),
+    503: (503, "Service Unavailable",   "no replica answers at the moment; try again"),
+    504: (503, "Service Unavailable",   "the replica did not answer in time; try again"),
+}
+RAY_SAYS = {  # in plain text, where neither a replica's code nor HAProxy answers
+    404: "there is nothing at this path; see /docs",
+    408: "the request was not answered in the time that its header x-request-timeout-seconds allows",
+    500: "internal error; the server's log has it",
+    503: "no replica answers at the moment; try again",
+}
+# fmt: on
+
+
+def narrowed(config: str, folder: Path) -> str:
+    """The configuration as it should be. `folder` is where `error_files` has been. ValueError if a line is missing."""
+    if config.startswith(MARK):
+        return config
+    config = _once(config, r"(stats socket \S+ mode) 666", r"\1 600")
+    config = _once(config, r"(frontend prometheus\n\s*bind )(?=:\d+)", r"\g<1>127.0.0.1")
+    config = _once(config, r"(listen stats\n\s*bind )\*(?=:\d+)", r"\g<1>127.0.0.1")
+    config = _once(config, r"(?:    errorfile \d+ \S+\n)+", _errors(folder))
+    config = _once(config, r"(\nfrontend http_frontend\n\s*bind \S+\n)", r"\1" + _ray_errors())
+    config = _once(config, r"(backend default_backend\n\s*http-request return status) 404 [^\n]*", r"\1" + _nothing())
+    config, _ = re.subn(r"(\nbackend http-classifier\n)", r"\1    retry-on conn-failure empty-response\n", config)
+    return MARK + config
+
+
+def error_files(folder: Path) -> None:
+    """Write what HAProxy answers by itself."""
+    for status, (shown, reason, sentence) in HAPROXY_SAYS.items():
+        body = _json(sentence)
+        head = [f"HTTP/1.1 {shown} {reason}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+        head += ["Retry-After: 1"] if shown == 503 else []
+        (folder / f"{status}.http").write_text("\r\n".join([*head, "Cache-Control: no-store", "", body]))
+
+
+def main(arguments: list[str]) -> None:
+    """Narrow the file after -f, and become the program that the first argument names."""
+    binary, *rest = arguments
+    parent = os.getppid()
+    if sys.platform == "linux":  # an orphan would hold the port, and answer with yesterday's list of replicas
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            sys.exit("haproxy: Ray's process ended while this one started")
+    if "-f" in rest:
+        path = Path(rest[rest.index("-f") + 1])
+        error_files(path.parent)
+        path.write_text(narrowed(path.read_text(), path.parent))
+        path.chmod(0o600)
+    os.execv(binary, [binary, *rest])
+
+
+def _once(config: str, pattern: str, replacement: str) -> str:
+    config, count = re.subn(pattern, replacement, config)
+    if count != 1:
+        raise ValueError(f"Ray's HAProxy configuration has {count} places like {pattern!r}; one was expected")
+    return config
+
+
+def _errors(folder: Path) -> str:
+    lines = [f"    errorfile {status} {folder / f'{status}.http'}\n" for status in HAPROXY_SAYS]
+    return "".join([f"    timeout http-request {HEAD_TIMEOUT_S}s\n", *lines])
+
+
+def _ray_errors() -> str:
+    rule = "    http-response return status {} content-type application/json string '{}'{} if {{ status {} }} {}\n"
+    text = "{ res.hdr(content-type) -m beg text/plain }"
+    retry = " hdr Retry-After 1"
+    return "".join(
+        rule.format(status, _json(sentence), retry if status == 503 else "", status, text)
+        for status, sentence in RAY_SAYS.items()
+    )
+
+
+def _nothing() -> str:
+    """The operator is at /, so a path that belongs to nobody means that it is not there."""
+    return (
+        f" 503 content-type application/json string '{_json('the server starts or ends; try again')}' hdr Retry-After 1"
+    )
+
+
+def _json(sentence: str) -> str:
+    return json.dumps({"error": sentence.replace("'", "’")}, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
