@@ -1,8 +1,10 @@
 """The exported graph against what it came from: folding, batch-norm, parity, any number of images."""
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from lifelist.exporter import fold, graph, index, parity
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.manifest import BiasCorrection, Preprocess
+from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import open_session
 from lifelist.training.network import ResNet32
 
@@ -301,3 +304,11 @@ def test_parity_sees_other_weights_and_another_normalisation(resnet: nn.Module, 
 def test_parity_without_images_is_no_parity(resnet: nn.Module, exported: bytes) -> None:
     with pytest.raises(ValueError, match="at least one image"):
         parity.compare(exported, resnet, *last_layer(7, 64), SMALL, images(1, 32)[:0])
+
+
+def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "exporter.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "docs/exporter.md", "exec"), {})
+    assert Registry("registry").verify(1) == []
