@@ -1,8 +1,8 @@
 """The JSON of the HTTP interface, as types. The operator makes these, the client hands them on; neither copies them."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
-from typing_extensions import NotRequired, TypedDict  # pydantic takes the TypedDict of `typing` from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic takes the TypedDict of `typing` from Python 3.12 on
 
 Json = dict[str, Any]
 

@@ -1,14 +1,16 @@
 """The commands that work on this machine: base, serve, train, demo, settings."""
 
 import hashlib
+import inspect
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lifelist.deploy.settings import GateCheck
 from lifelist.deploy.sources import Key, Resolved, keys
 from lifelist.deploy.terminal import following, json_option, note, result, table
 from lifelist.exporter.errors import BadInput
@@ -24,11 +26,12 @@ def settings(resolved: Resolved, markdown: bool, as_json: bool) -> None:
         click.echo(reference(), nl=False)
         return
     dumped = resolved.settings.model_dump(mode="json")
-    rows = [(name, _value(dumped, name), resolved.sources.get(name, "default")) for name in keys()]
-    value = {name: {"value": found, "source": source} for name, found, source in rows}
-    result(
-        value, table(["setting", "value", "source"], [(n, _short(found), source) for n, found, source in rows]), as_json
-    )
+    found = {name: {"value": _value(dumped, name), "source": resolved.sources.get(name, "default")} for name in keys()}
+    rows = []
+    for name, one in found.items():
+        lines = [_short(item) for item in one["value"]] if isinstance(one["value"], list) else [_short(one["value"])]
+        rows += [(name, lines[0] if lines else "none", one["source"]), *(("", line, "") for line in lines[1:])]
+    result(found, table(["setting", "value", "source"], rows), as_json)
 
 
 def reference() -> str:
@@ -40,6 +43,7 @@ def reference() -> str:
     for section, members in sections.items():
         parts.append(f"\n## {section or 'Lifelist'}\n\n| setting | default | |\n| --- | --- | --- |\n")
         parts += [f"| `{key.name}` | {_default(key)} | {_escaped(key.description)} |\n" for key in members]
+    parts.append(f"\n## The checks of the gate\n\n```\n{inspect.cleandoc(GateCheck.__doc__ or '')}\n```\n")
     return "".join(parts)
 
 
@@ -69,7 +73,7 @@ def _default(key: Key) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value.model_dump(exclude_none=True) if hasattr(value, "model_dump") else value
+    return value.model_dump(exclude_defaults=True) if hasattr(value, "model_dump") else value
 
 
 def _short(value: Any) -> str:
@@ -77,7 +81,7 @@ def _short(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, dict):
-        return " ".join(str(item) for item in value.values() if item is not None)
+        return " ".join(f"{name}={_short(item)}" for name, item in value.items() if item is not None)
     if isinstance(value, list | tuple):
         return ", ".join(_short(item) for item in value)
     return str(value)
@@ -90,14 +94,26 @@ def _value(dumped: Any, name: str) -> Any:
 
 
 @click.command()
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
 @json_option
 @click.pass_obj
-def base(resolved: Resolved, data: Path, as_json: bool) -> None:
-    """Train version 1 on DATA, a folder per class. Needs no server."""
+def base(resolved: Resolved, data: str, as_json: bool) -> None:
+    """Train version 1 on DATA, a folder per class. Needs no server.
+
+    DATA may also be Parquet files, or the word digits. After ctrl-C, the same command goes on from the last epoch.
+    """
     from lifelist.deploy.base import make_base
 
-    raise NotImplementedError
+    try:
+        with following() as show:
+            made = make_base(resolved.settings, data, show)
+    except KeyboardInterrupt:
+        note("the same command goes on from where it was")
+        raise
+    accuracy = made.results.get(made.default_answer, {}).get("all")
+    right = "" if accuracy is None else f"; {100 * accuracy:.1f} % of the images set apart are answered right"
+    text = f"version {made.version} is live: {len(made.classes)} classes{right}\nserve it with: lifelist serve"
+    result(asdict(made), text, as_json)
 
 
 @click.command()

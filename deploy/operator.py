@@ -5,6 +5,9 @@ as it arrives, hands its work to one. Those take turns, so that two uploads do n
 """
 
 import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import IO, Annotated
 
@@ -18,13 +21,24 @@ from lifelist.deploy.answers import Added, Increment, Judged, Moved
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
-from lifelist.exporter.errors import BadInput, Conflict, Missing
+from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
 from lifelist.serving import catalog, prediction
 from lifelist.serving.catalog import Catalog
 
 LARGEST_ID = 2**31 - 1  # of anything that is numbered here
 
-routes = APIRouter()
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def _catching_up(application: FastAPI) -> AsyncIterator[None]:
+    """At the start, enrol what a killed server accepted and did not get to."""
+    task = asyncio.create_task(_catch_up(application.state.desk))
+    yield
+    task.cancel()
+
+
+routes = APIRouter(lifespan=_catching_up)
 
 ClassRef = Annotated[StrictStr, Field(min_length=1, max_length=100)] | Annotated[StrictInt, Field(ge=0, le=LARGEST_ID)]
 Key = Annotated[StrictStr, Field(min_length=1, max_length=200)]
@@ -70,6 +84,17 @@ def app(workshop: Workshop, catalog_: Catalog) -> FastAPI:
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
     made.include_router(routes)
     return made
+
+
+async def _catch_up(desk: Desk, pause_s: float = 1) -> None:
+    while True:
+        try:
+            async with desk.turn:
+                await run_in_threadpool(enrol.enrol, desk.workshop)
+            return
+        except LifelistError as error:  # the replicas are not up yet, or another swap is under way
+            log.info("enrolment.postponed", extra={"facts": {"reason": str(error)}})
+            await asyncio.sleep(pause_s)
 
 
 def the_desk(request: Request) -> Desk:

@@ -119,6 +119,10 @@ class Follower:
             note(f"warning: {data['message']}")
         elif kind == "state":
             note(f"… {data['state']}")
+        elif kind == "examples":
+            note(f"{data['class']}: {data['added']} images, {data['duplicates']} duplicates")
+            for file, reason in list(data["refused"].items())[:5]:
+                note(f"  {file} is left out: {reason}")
         elif kind == "cancel-requested":
             note("… to be cancelled")
         elif kind != "ended":  # whoever follows says how it ended

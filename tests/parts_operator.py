@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +57,10 @@ class _One:
 
 
 @contextlib.contextmanager
-def serving(home: Path, known: Sequence[str] = BIRDS[:3], **settings: Any) -> Iterator[Server]:
-    """A server whose live version 1 is tiny and knows the `known` classes, with ids from 1."""
+def serving(
+    home: Path, known: Sequence[str] = BIRDS[:3], before: Callable[[Workshop], Any] | None = None, **settings: Any
+) -> Iterator[Server]:
+    """A server whose live version 1 is tiny and knows the `known` classes, with ids from 1; `before` it starts."""
     made = Settings(home=home, **settings)
     registry = Registry(made.registry_url)
     tiny_version(registry, known, first_id=1, live=True)
@@ -79,15 +81,15 @@ def serving(home: Path, known: Sequence[str] = BIRDS[:3], **settings: Any) -> It
     workshop = open_workshop(made, swap=swap)
     with workshop.store.writing() as connection:
         connection.execute(tables.classes.insert(), [{"name": name, "created_at": now()} for name in known])
+    if before is not None:
+        before(workshop)
     operated = operator.app(workshop, Catalog(registry, _One(replica), made.serving, nonce="test"))
 
     async def both(scope: Scope, receive: Receive, send: Send) -> None:
         chosen = replica.app if scope.get("path") == "/v1/classify" else operated
         await chosen(scope, receive, send)
 
-    server = uvicorn.Server(
-        uvicorn.Config(both, port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
-    )
+    server = uvicorn.Server(uvicorn.Config(both, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=1))
 
     def serve() -> None:
         loop.run_until_complete(server.serve())

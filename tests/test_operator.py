@@ -19,6 +19,7 @@ from parts_operator import Server, bird, files, serving, take_step, tell_epoch
 
 from lifelist.deploy import examples, uploads
 from lifelist.deploy.client import Client
+from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, Missing, TooLarge, Unavailable
 from lifelist.exporter.manifest import Check
 
@@ -165,6 +166,17 @@ def test_too_many_images_in_one_request_change_nothing(tmp_path: Path) -> None:
             server.workshop.store.class_named("wren")
 
 
+def test_what_was_accepted_before_a_kill_is_enrolled_at_the_next_start(tmp_path: Path) -> None:
+    def killed_before_it_enrolled(workshop: Workshop) -> None:
+        examples.add(workshop, "wren", files(3, 4))
+
+    with serving(tmp_path, before=killed_before_it_enrolled) as server, Client(server.url) as client:
+        deadline = time.monotonic() + 30
+        while "wren" not in {c["name"] for c in client.classes()["classes"]}:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 # -------------------------------------------------------------------------------------------------------- multipart
 
 
@@ -178,7 +190,8 @@ def form(*parts: tuple[str, str | None, bytes]) -> tuple[io.BytesIO, bytes]:
 
 
 def test_parts_come_out_as_they_went_in_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent = [("class", None, "ïbis".encode()), ("images", "../é.png", bytes(range(256)) * 9), ("images", "", b"\r\n--a\r\n-")]
+    every_byte = bytes(range(256)) * 9
+    sent = [("class", None, "ïbis".encode()), ("images", "../é.png", every_byte), ("images", "", b"\r\n--a\r\n-")]
     for chunk in (1, 7, 100, 1 << 18):
         monkeypatch.setattr(uploads, "CHUNK", chunk)
         body, separator = form(*sent)
