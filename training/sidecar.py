@@ -12,7 +12,7 @@ from lifelist.training import increment
 
 NAME = "lifelist-trainer"
 NAMESPACE = "lifelist"
-NICENESS = 10  # serving comes first
+NICENESS = 10  # more than that of any other Ray process: serving comes first
 
 log = logging.getLogger(__name__)
 
