@@ -155,7 +155,7 @@ def test_a_bomb_is_refused_by_its_header_with_size_and_limit() -> None:
 
 
 def test_bombs_and_very_long_images_take_no_memory() -> None:
-    """In a process of its own, under 60 MB: a WebP and a PNG that promise 268 and 64 million pixels, and a long stripe."""
+    """In a process of its own, under 60 MB: files that promise 268 and 64 million pixels, and a long stripe."""
     code = """
 import io, resource
 from PIL import Image
