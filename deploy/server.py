@@ -124,6 +124,7 @@ def _start(settings: Settings, record: ground.Record) -> None:
     import ray
     from ray import serve as ray_serve
 
+    from lifelist.deploy import worker
     from lifelist.deploy.deployments import targets
     from lifelist.serving.prediction import key_in
 
@@ -146,6 +147,7 @@ def _start(settings: Settings, record: ground.Record) -> None:
         ray_serve.run_many(targets(settings, key_in(settings.secret_file), record.nonce))
     except RuntimeError as error:
         raise Failed(f"the replicas did not start: {error}") from error
+    worker.start(settings)
 
 
 def _verified(settings: Settings, nonce: str) -> str:
