@@ -53,13 +53,16 @@ class Result:
         """The accuracy matrix as text: a line for each increment, a column for the classes that each one brought."""
         answers = ("linear", "linear_uncorrected", "nearest_mean")
         titles = [f"inc {j}" if j else "base" for j in range(len(self.steps))]
-        head = ["after", "classes", *titles, "all", "| linear", "uncorrected", "nearest mean"]
+        head = ["after", "classes", *titles, "all", "| linear", "uncorrected", "nearest mean", "seconds"]
         lines = [head]
         for k, row in enumerate(self.matrix()):
             cells = [*map(_percent, row), *[""] * (len(self.steps) - len(row))]
             every = [_percent(self.accuracies(answer)[k]) for answer in answers]
             known = str(sum(map(len, self.groups[: k + 1])))
-            lines.append([titles[k], known, *cells, _percent(self.accuracies()[k]), f"| {every[0]}", *every[1:]])
+            seconds = f"{self.steps[k].seconds:.1f}"
+            lines.append(
+                [titles[k], known, *cells, _percent(self.accuracies()[k]), f"| {every[0]}", *every[1:], seconds]
+            )
         widths = [max(len(line[c]) for line in lines) for c in range(len(head))]
         text = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
         average = _mean(self.accuracies())

@@ -67,7 +67,7 @@ class Network(nn.Module):
 
 def _unstarted_linear(dim: int, classes: int) -> nn.Linear:
     """A linear layer that took no random numbers; `start_linear` gives it its values."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, dim, classes)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, dim, classes)  # type: ignore[no-untyped-call]
     return layer
 
 
