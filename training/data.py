@@ -46,12 +46,14 @@ class Dataset:
     images: Images
     names: tuple[str, ...]
     test: Tensor  # N bool: images that the source itself sets apart for testing; none in many sources
+    left_out: tuple[str, ...] = ()  # copies of other images, and of which
 
 
 def read(source: Path | str, options: TrainingOptions) -> Dataset:
     """Decode every image of `source` as serving would (exporter/preprocess.py). BadInput says which one is wrong.
 
-    An image that stands there twice is taken once; one that stands there under two classes is an error.
+    An image that stands there more than once is taken once, as what it was first: public data sets have such images,
+    even under two classes (CIFAR-100: a girl who is a baby). `left_out` lists them.
     """
     preprocess = Preprocess(options.image_size, options.resized_to, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -62,20 +64,18 @@ def read(source: Path | str, options: TrainingOptions) -> Dataset:
             raise type(error)(f"{image.where}: {error}") from error
 
     first: dict[str, Encoded] = {}
+    left_out: list[str] = []
     for image in encoded(source):
-        digest = hashlib.sha256(image.data).hexdigest()
-        if (other := first.setdefault(digest, image)).class_name != image.class_name:
-            raise BadInput(
-                f"the same image is {image.class_name!r} at {image.where} and {other.class_name!r} at {other.where}; "
-                "remove one of them"
-            )
+        other = first.setdefault(hashlib.sha256(image.data).hexdigest(), image)
+        if other is not image:
+            left_out.append(f"{image.where} ({image.class_name}) is {other.where} ({other.class_name})")
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(decoded, first.values())))
     names = class_names(first.values())
     number = {name: k for k, name in enumerate(names)}
     labels = torch.tensor([number[image.class_name] for image in first.values()])
     test = torch.tensor([image.split == "test" for image in first.values()])
-    return Dataset(Images(torch.from_numpy(pixels), labels, tuple(first)), tuple(names), test)
+    return Dataset(Images(torch.from_numpy(pixels), labels, tuple(first)), tuple(names), test, tuple(left_out))
 
 
 def roles_on_arrival(labels: Tensor, *, gate: float, holdout: float, generator: torch.Generator) -> Tensor:

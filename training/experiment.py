@@ -8,7 +8,7 @@ import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +113,13 @@ def run_experiment(
     data             "digits", a folder per class, or Parquet (sources.py); its own train and test split if it has one
     shuffle_classes  draw the order of arrival from the seed, in place of the source's own
     folder           where every increment keeps its epochs: the same call resumes there. None: nothing is kept
-    on_event         gets every event of every increment, with "increment" (0 is the base) and "increments" added
+    on_event         gets every event of every increment, with "increment" (0 is the base) and "increments" added, and
+                     a warning if the data hold an image more than once
     """
     dataset = read(data, options)
+    if dataset.left_out:
+        message = f"{len(dataset.left_out)} images are copies of others and left out; {dataset.left_out[0]}"
+        on_event({"kind": "warning", "what": "data.copies-left-out", "message": message})
     order = list(range(len(dataset.names)))
     if shuffle_classes:
         order = torch.randperm(len(order), generator=seeded(options.seed, "class order")).tolist()
@@ -218,7 +222,7 @@ def _in_order(dataset: Dataset, order: Sequence[int]) -> Dataset:
     number = torch.empty(len(order), dtype=torch.int64)
     number[torch.tensor(order)] = torch.arange(len(order))
     images = Images(dataset.images.pixels, number[dataset.images.labels], dataset.images.ids)
-    return Dataset(images, tuple(dataset.names[c] for c in order), dataset.test)
+    return replace(dataset, images=images, names=tuple(dataset.names[c] for c in order))
 
 
 def _numbered(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
