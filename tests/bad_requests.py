@@ -1,0 +1,328 @@
+"""Requests that cannot be answered, with the status and the message that each gets: data for a test and for the docs.
+
+python tests/bad_requests.py > docs/errors.md
+"""
+
+import io
+import struct
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the requests need to know about the server that they are sent to."""
+
+    prediction_id: str  # of an answer it gave
+    refused: int  # a version that its gate refused
+    ended: int  # an increment that is done
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One bad request. `…` in the message stands for anything."""
+
+    what: str
+    method: str
+    path: str
+    status: int
+    error: str
+    request: Mapping[str, Any] = field(default_factory=dict)  # httpx's arguments
+    from_scene: Callable[[Scene], Mapping[str, Any]] | None = None  # those that need one
+
+
+# ----------------------------------------------------------------------------------------------------------- bodies
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (16, 16), seed: int = 0, **options: Any) -> bytes:
+    """A valid image file."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+def flat(size: tuple[int, int]) -> bytes:
+    """A PNG of one colour: kilobytes that become hundreds of megabytes."""
+    out = io.BytesIO()
+    Image.new("1", size).save(out, "PNG")
+    return out.getvalue()
+
+
+def promising(width: int, height: int) -> bytes:
+    """A PNG whose header promises more pixels than there could be."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def moving() -> bytes:
+    """An animated WebP of two frames."""
+    frames = [Image.fromarray(np.full((16, 16, 3), shade, np.uint8)) for shade in (0, 255)]
+    out = io.BytesIO()
+    frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:])
+    return out.getvalue()
+
+
+def of_type(kind: str, body: bytes = b"{}") -> Json:
+    return {"content": body, "headers": {"Content-Type": kind}}
+
+
+def images(*bodies: bytes, names: tuple[str, ...] = ()) -> list[tuple[str, tuple[str, bytes]]]:
+    """A form's files."""
+    return [("images", (names[k] if names else f"{k}.png", body)) for k, body in enumerate(bodies)]
+
+
+def form(name: str, *bodies: bytes, names: tuple[str, ...] = ()) -> Json:
+    """Examples of a class."""
+    return {"data": {"class": name}, "files": images(*bodies, names=names)}
+
+
+def raw(*parts: str, end: str = "--b--\r\n") -> Json:
+    """A form, written out by hand."""
+    return of_type("multipart/form-data; boundary=b", ("".join(f"--b\r\n{part}\r\n" for part in parts) + end).encode())
+
+
+def tensor(shape: str, size: int) -> Json:
+    return {"content": bytes(size), "headers": {"X-Tensor-Shape": shape, "Content-Type": "application/octet-stream"}}
+
+
+PNG, JPEG = picture(), picture("JPEG")
+FIELD = 'Content-Disposition: form-data; name="class"\r\n\r\nwren'
+FILE = 'Content-Disposition: form-data; name="images"; filename="a.png"\r\n\r\nx'
+READABLE = "send an image (image/jpeg, image/png, image/webp), a form of image files (multipart/form-data), or a uint8…"
+
+CLASSIFY, EXAMPLES, INCREMENTS, FEEDBACK = "/v1/classify", "/v1/examples", "/v1/increments", "/v1/feedback"
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+# fmt: off
+ROWS = [
+    # any route
+    Bad("no such route", "GET", "/v1/nothing", 404, "there is no /v1/nothing here; see /docs"),
+    Bad("no such route, with a trailing slash", "GET", "/v1/classes/", 404, "there is no /v1/classes/ here; see /docs"),
+    Bad("out of the documentation's folder", "GET", "/docs/..%2f..%2fetc%2fpasswd", 404, "there is no …; see /docs"),
+    Bad("wrong method", "DELETE", "/v1/classes", 405, "DELETE does not go with /v1/classes; allowed: GET"),
+    Bad("wrong method", "PATCH", "/v1/rollback", 405, "PATCH does not go with /v1/rollback; allowed: POST"),
+    # classify
+    Bad("wrong method", "GET", CLASSIFY, 405, "GET does not go with /v1/classify; allowed: POST"),
+    Bad("below the route", "POST", f"{CLASSIFY}/x", 404, "there is no /v1/classify/x here; see /docs", {"content": PNG}),
+    Bad("empty body", "POST", CLASSIFY, 400, "the body is empty; …", {"content": b""}),
+    Bad("JSON", "POST", CLASSIFY, 415, f"the content type is 'application/json'; {READABLE}", {"json": {}}),
+    Bad("text", "POST", CLASSIFY, 415, "the content type is 'text/plain'; …", of_type("text/plain")),
+    Bad("compressed body", "POST", CLASSIFY, 415, "the content encoding is 'gzip'; …",
+        {"content": PNG, "headers": {"Content-Encoding": "gzip"}}),
+    Bad("not an image", "POST", CLASSIFY, 400, "not an image that we read: 12 bytes, of no JPEG, PNG or WebP file",
+        {"content": b"not an image"}),
+    Bad("GIF", "POST", CLASSIFY, 400, "not an image that we read: …", {"content": picture("GIF")}),
+    Bad("cut-off PNG", "POST", CLASSIFY, 400, "the image is broken or cut off, and cannot be decoded: …",
+        {"content": PNG[:-100]}),
+    Bad("cut-off JPEG", "POST", CLASSIFY, 400, "the image is broken or cut off, and cannot be decoded: …",
+        {"content": JPEG[:-100]}),
+    Bad("PNG with altered bytes", "POST", CLASSIFY, 400, "the image is broken or cut off, and cannot be decoded: …",
+        {"content": PNG[:60] + bytes(200) + PNG[260:]}),
+    Bad("moving WebP", "POST", CLASSIFY, 400, "the image is animated, with 2 frames; send a single one",
+        {"content": moving()}),
+    Bad("decompression bomb", "POST", CLASSIFY, 400,
+        "the image is 8000×8000 = 64,000,000 pixels; the limit is 50,000,000. Send a smaller one",
+        {"content": flat((8000, 8000))}),
+    Bad("header that promises 10 gigapixels", "POST", CLASSIFY, 400,
+        "the image has more than 50,000,000 pixels; send a smaller one", {"content": promising(100_000, 100_000)}),
+    Bad("body over the limit", "POST", CLASSIFY, 413,
+        "the body has 67,108,865 bytes or more; the limit is 67,108,864. Send fewer or smaller images in one query",
+        {"content": bytes(64 * 2**20 + 1)}),
+    Bad("image over the limit", "POST", CLASSIFY, 413,
+        "the image has 10,485,761 bytes; the limit is 10,485,760. Send a smaller one",
+        {"content": bytes(10 * 2**20 + 1)}),
+    Bad("one broken image of three", "POST", CLASSIFY, 400,
+        "image 2 of 3 ('1.png'): the image is broken or cut off, …", {"files": images(PNG, PNG[:-100], PNG)}),
+    Bad("empty file in a form", "POST", CLASSIFY, 400, "…the image is empty; send a JPEG, PNG or WebP file",
+        {"files": images(b"")}),
+    Bad("257 images", "POST", CLASSIFY, 413, "the form has 257 images; send at most 256 in one query",
+        {"files": images(*[PNG] * 257)}),
+    Bad("text in place of a file", "POST", CLASSIFY, 400, "the field 'class' is text; images are sent as files: …",
+        {"data": {"class": "wren"}, "files": images(PNG)}),
+    Bad("form without its boundary", "POST", CLASSIFY, 400, "the form cannot be read: …",
+        of_type("multipart/form-data")),
+    Bad("form that was cut off", "POST", CLASSIFY, 400, "the form has no image, or ends before its last boundary; …",
+        raw(FILE, end="")),
+    Bad("top_k of 0", "POST", f"{CLASSIFY}?top_k=0", 400, "top_k should be a number from 1 to 10000, not '0'",
+        {"content": PNG}),
+    Bad("huge top_k", "POST", f"{CLASSIFY}?top_k=99999999999999999999", 400,
+        "top_k should be a number from 1 to 10000, not …", {"content": PNG}),
+    Bad("top_k that is no number", "POST", f"{CLASSIFY}?top_k=all", 400,
+        "top_k should be a number from 1 to 10000, not 'all'", {"content": PNG}),
+    Bad("unknown kind of answer", "POST", f"{CLASSIFY}?answer=best", 400,
+        "answer should be linear or nearest_mean, not 'best'", {"content": PNG}),
+    Bad("unknown parameter", "POST", f"{CLASSIFY}?topk=3", 400,
+        "there is no parameter 'topk'; there are top_k, answer, shape", {"content": PNG}),
+    Bad("parameter given twice", "POST", f"{CLASSIFY}?top_k=1&top_k=2", 400, "the parameter top_k is given twice; …",
+        {"content": PNG}),
+    Bad("tensor of another size than its shape", "POST", CLASSIFY, 400,
+        "a uint8 tensor of shape 1,16,16,3 has 768 bytes; the body has 767", tensor("1,16,16,3", 767)),
+    Bad("tensor with four channels", "POST", CLASSIFY, 400, "the tensor's shape 1,16,16,4 should end in 3, …",
+        tensor("1,16,16,4", 1024)),
+    Bad("tensor with a shape that overflows", "POST", CLASSIFY, 413,
+        "the tensor has 999999999 images; send at most 256…", tensor("999999999,999999999,999999999,3", 100)),
+    Bad("tensor with a shape of words", "POST", CLASSIFY, 400, "the tensor's shape should be N,H,W,3 or H,W,3, …",
+        tensor("one,two,three,3", 100)),
+    # examples
+    Bad("wrong method", "GET", EXAMPLES, 405, "GET does not go with /v1/examples; allowed: POST"),
+    Bad("JSON", "POST", EXAMPLES, 415,
+        "send multipart/form-data, with a field `class` and files `images`; not application/json",
+        {"json": {"class": "wren"}}),
+    Bad("form without its boundary", "POST", EXAMPLES, 400, "the content type multipart/form-data lacks its boundary",
+        of_type("multipart/form-data")),
+    Bad("form that was cut off", "POST", EXAMPLES, 400, "the multipart body ends before its last boundary: …",
+        raw(FIELD, FILE, end="--b\r\nContent-Dispo")),
+    Bad("form that is none", "POST", EXAMPLES, 400, "the multipart body is broken: …",
+        of_type("multipart/form-data; boundary=b", b"class=wren")),
+    Bad("no class", "POST", EXAMPLES, 400, "the field `class`, with the name, is there 0 times; …",
+        {"files": images(PNG)}),
+    Bad("class given twice", "POST", EXAMPLES, 400, "the field `class`, with the name, is there 2 times; …",
+        raw(FIELD, FIELD, FILE)),
+    Bad("empty class name", "POST", EXAMPLES, 400, "a class name has 1 to 100 characters; '' has 0", form("", PNG)),
+    Bad("class name of spaces", "POST", EXAMPLES, 400, "a class name has 1 to 100 characters; '   ' has 0",
+        form("   ", PNG)),
+    Bad("class name of 101 characters", "POST", EXAMPLES, 400, "a class name has 1 to 100 characters; … has 101",
+        form("w" * 101, PNG)),
+    Bad("class name with a bell in it", "POST", EXAMPLES, 400,
+        r"a class name has no control characters; … has '\x07'", form("wr\x07en", PNG)),
+    Bad("class name that is not UTF-8", "POST", EXAMPLES, 400, "the field 'class' is not UTF-8: …",
+        of_type("multipart/form-data; boundary=b",
+        b'--b\r\nContent-Disposition: form-data; name="class"\r\n\r\n\xff\xfe\r\n--b--\r\n')),
+    Bad("no image", "POST", EXAMPLES, 400, "there is no file `images`; send at least one", raw(FIELD)),
+    Bad("text in place of a file", "POST", EXAMPLES, 400, "the field 'images' should be a file, but text was sent: …",
+        raw(FIELD, 'Content-Disposition: form-data; name="images"\r\n\r\ncat.png')),
+    Bad("unknown field", "POST", EXAMPLES, 400,
+        "there is no field 'label'; send `class`, the name, and `images`, the files",
+        {"data": {"class": "wren", "label": "4"}, "files": images(PNG)}),
+    Bad("new class of which no image can be read", "POST", EXAMPLES, 400,
+        "no image of the new class 'puffin' can be accepted. 0.png: not an image …; 1.png: the image is broken …",
+        form("puffin", b"not an image", PNG[:-100])),
+    Bad("bomb behind a path for a name", "POST", EXAMPLES, 400,
+        "no image of the new class 'puffin' can be accepted. ../../../etc/passwd: the image is 8000×8000 = …",
+        form("puffin", flat((8000, 8000)), names=("../../../etc/passwd",))),
+    Bad("class that is trained", "POST", EXAMPLES, 409,
+        "class 'heron' is trained already: version … has it since increment 0. …", form("heron", PNG)),
+    Bad("image that shows another class already", "POST", EXAMPLES, 400,
+        "no image of the new class 'puffin' … the same image is already an example of class 'lonely'; an image shows…",
+        form("puffin", picture(seed=99))),
+    # increments
+    Bad("not JSON", "POST", INCREMENTS, 400, "the body is not JSON: …", of_type("application/json", b"{classes: all}")),
+    Bad("no body", "POST", INCREMENTS, 400, "the body: Field required"),
+    Bad("a list", "POST", INCREMENTS, 400, "the body: Input should be a valid dictionary…", {"json": ["wren"]}),
+    Bad("a string of classes", "POST", INCREMENTS, 400, "classes: Input should be a valid list, not 'wren'",
+        {"json": {"classes": "wren"}}),
+    Bad("no class in the list", "POST", INCREMENTS, 400, "classes: List should have at least 1 item…",
+        {"json": {"classes": []}}),
+    Bad("unknown class", "POST", INCREMENTS, 404, "no class is named 'ostrich' or has that id; …",
+        {"json": {"classes": ["ostrich"]}}),
+    Bad("unknown class, by id", "POST", INCREMENTS, 404, "no class is named 4711 or has that id; …",
+        {"json": {"classes": [4711]}}),
+    Bad("class that is trained", "POST", INCREMENTS, 409, "classes ['heron'] are trained already, in version …",
+        {"json": {"classes": ["heron"]}}),
+    Bad("class with one image", "POST", INCREMENTS, 409,
+        "the gate needs 2 images of each new class that training does not see; too few of 'lonely' (0). Add more…",
+        {"json": {"classes": ["lonely"]}}),
+    Bad("unknown method", "POST", INCREMENTS, 400, "method 'bick' does not exist; there are bic, eeil, …",
+        {"json": {"method": "bick"}}),
+    Bad("unknown field", "POST", INCREMENTS, 400, "class: Extra inputs are not permitted, not 'wren'",
+        {"json": {"class": "wren"}}),
+    Bad("two idempotency keys", "POST", INCREMENTS, 400,
+        "the header Idempotency-Key and the field idempotency_key differ; …",
+        {"json": {"idempotency_key": "a"}, "headers": {"Idempotency-Key": "b"}}),
+    Bad("idempotency key of 201 characters", "POST", INCREMENTS, 400,
+        "idempotency-key: String should have at most 200 characters…",
+        {"json": {}, "headers": {"Idempotency-Key": "k" * 201}}),
+    Bad("unknown increment", "GET", f"{INCREMENTS}/4711", 404, "no increment has id 4711"),
+    Bad("increment that is no number", "GET", f"{INCREMENTS}/latest", 404, "no increment has number 'latest'; …"),
+    Bad("increment 0", "GET", f"{INCREMENTS}/0", 404, "no increment has number '0'; they are numbered from 1"),
+    Bad("increment 10³⁰", "GET", f"{INCREMENTS}/1{'0' * 30}", 404, "no increment has number '1000…'; …"),
+    Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405, "DELETE does not go with /v1/increments/1; allowed: GET"),
+    Bad("events of an unknown increment", "GET", f"{INCREMENTS}/4711/events", 404, "no increment has id 4711"),
+    Bad("Last-Event-ID that is no number", "GET", f"{INCREMENTS}/{{ended}}/events", 400,
+        "Last-Event-ID should be the id of an event, a number from 0 on; not 'last'",
+        {"headers": {"Last-Event-ID": "last"}}),
+    Bad("cancelling an unknown increment", "POST", f"{INCREMENTS}/4711:cancel", 404, "no increment has id 4711"),
+    Bad("cancelling what has ended", "POST", f"{INCREMENTS}/{{ended}}:cancel", 409,
+        "increment … cannot be cancelled in state 'done': it has ended"),
+    # versions
+    Bad("unknown version", "GET", "/v1/versions/4711", 404, "there is no version 4711 in …; there is: …"),
+    Bad("version that is no number", "GET", "/v1/versions/latest", 404, "no version has number 'latest'; …"),
+    Bad("version with a minus", "GET", "/v1/versions/-1", 404, "no version has number '-1'; …"),
+    Bad("promoting an unknown version", "POST", "/v1/versions/4711:promote", 404, "there is no version 4711 in …"),
+    Bad("promoting what the gate refused", "POST", "/v1/versions/{refused}:promote", 409,
+        "the gate refused version …: a class is missing. Send force: true to promote it still"),
+    Bad("force that is no truth value", "POST", "/v1/versions/{refused}:promote", 400,
+        "force: Input should be a valid boolean, not 'yes'", {"json": {"force": "yes"}}),
+    Bad("wrong method", "GET", "/v1/versions/1:promote", 404, "no version has number '1:promote'; …"),
+    # feedback
+    Bad("no prediction id", "POST", FEEDBACK, 400, "prediction_id: Field required", {"json": {"class": "heron"}}),
+    Bad("no class", "POST", FEEDBACK, 400, "class: Field required", {"json": {"prediction_id": "x"}}),
+    Bad("prediction id that is none", "POST", FEEDBACK, 400,
+        "prediction_id 'x' was not given out by this server, or was altered; send it as it was received",
+        {"json": {"prediction_id": "x", "class": "heron"}}),
+    Bad("altered prediction id", "POST", FEEDBACK, 400,
+        "prediction_id … was not given out by this server, or was altered; …",
+        from_scene=lambda scene: {"json": {"prediction_id": altered(scene.prediction_id), "class": "heron"}}),
+    Bad("unknown class", "POST", FEEDBACK, 404, "no class is named 'herom' or has that id; …Did you mean heron?",
+        from_scene=lambda scene: {"json": {"prediction_id": scene.prediction_id, "class": "herom"}}),
+    Bad("class that is neither name nor id", "POST", FEEDBACK, 400, "class…: Input should be a valid …",
+        from_scene=lambda scene: {"json": {"prediction_id": scene.prediction_id, "class": {"id": 1}}}),
+    Bad("JSON without its content type", "POST", FEEDBACK, 400, "the body: Input should be a valid dictionary…",
+        {"content": b'{"prediction_id": "x", "class": "heron"}', "headers": {"Content-Type": "text/plain"}}),
+]
+# fmt: on
+
+
+def altered(prediction_id: str) -> str:
+    """One bit of it is another."""
+    return prediction_id[:9] + ("A" if prediction_id[9] != "A" else "B") + prediction_id[10:]
+
+
+def page() -> str:
+    """docs/errors.md."""
+    lines = [_INTRODUCTION]
+    for row in ROWS:
+        path = row.path.replace("1" + "0" * 30, "10³⁰").replace("{", "<").replace("}", ">")
+        error = row.error.replace("|", r"\|").replace("`", "'")
+        lines.append(f"| {row.what} | `{row.method} {path}` | {row.status} | `{error}` |\n")
+    return "".join(lines)
+
+
+_INTRODUCTION = f"""# Errors
+
+<!-- Made by `python tests/bad_requests.py > docs/errors.md`; tests/test_bad_requests.py sends each of them. -->
+
+Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong and what would be right. Statuses:
+
+| status | when |
+| --- | --- |
+| 400 | what was sent cannot be used |
+| 404 | a route, version, class or increment that does not exist |
+| 405 | a method that does not go with the route |
+| 408 | a body that did not arrive in time |
+| 409 | it cannot be done in the state that things are in |
+| 413 | over a limit; `lifelist settings` lists them |
+| 415 | a content type that is not read |
+| 503 | not now: too much is queued, or no version answers; `Retry-After` says when to try again |
+
+A broken request is never answered by a 5xx. {len(ROWS)} of them, and what each gets (`…` stands for more of the same):
+
+| request | sent to | status | `error` |
+| --- | --- | --- | --- |
+"""
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
