@@ -116,7 +116,8 @@ ROWS = [
     Bad("wrong method", "PATCH", "/v1/rollback", 405, "PATCH does not go with /v1/rollback; allowed: POST"),
     # classify
     Bad("wrong method", "GET", CLASSIFY, 405, "GET does not go with /v1/classify; allowed: POST"),
-    Bad("below the route", "POST", f"{CLASSIFY}/x", 404, "there is no /v1/classify/x here; see /docs", {"content": PNG}),
+    Bad("below a route", "POST", f"{CLASSIFY}/x", 404, "there is no /v1/classify/x here; see /docs",
+        {"content": PNG}),
     Bad("empty body", "POST", CLASSIFY, 400, "the body is empty; …", {"content": b""}),
     Bad("JSON", "POST", CLASSIFY, 415, f"the content type is 'application/json'; {READABLE}", {"json": {}}),
     Bad("text", "POST", CLASSIFY, 415, "the content type is 'text/plain'; …", of_type("text/plain")),
