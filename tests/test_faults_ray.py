@@ -1,0 +1,166 @@
+"""A real server under load while processes of it are really killed: trainer, worker, then all of Ray at once.
+
+One server for the whole file, and one story: each part begins where the one before it ended. Replicas that are killed
+in a swap are in test_swap.py, carriers between any two steps in test_faults.py.
+"""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parts_rollout import LENIENT, learn, pictures, settings
+from parts_server import Load, Server, eventually, launch, started, wait_until_ready
+
+from lifelist.deploy import ground
+from lifelist.deploy.store import Store
+from lifelist.deploy.workshop import open_workshop
+
+EPOCHS = 30  # of some tenths of a second each: time enough to be killed in
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("faults")
+    base = open_workshop(settings(home, network="resnet32", epochs=8))
+    assert learn(base, "red", "green").state == "done"
+    base.store.close()
+    (home / "lifelist.toml").write_text(
+        "\n".join(
+            [
+                "[training]",
+                'network = "resnet32"',
+                "image_size = 8",
+                f"epochs = {EPOCHS}",
+                "batch_size = 16",
+                "memory_total = 60",
+                "flip = false",
+                "crop = false",
+                *(
+                    f'[[gate]]\ncheck = "{check.check}"'
+                    + (f"\nlimit = {check.limit}" if check.limit is not None else "")
+                    for check in LENIENT
+                ),
+            ]
+        )
+    )
+    with started(home) as server:
+        yield server
+
+
+def begin(server: Server, name: str) -> int:
+    """Post a class's pictures and start an increment of it; its number."""
+    with server.http(120) as http:
+        files = [("images", file) for file in pictures(name)]
+        added = http.post("/v1/examples", data={"class": name}, files=files)
+        assert (added.status_code, added.json()["accepted"]) == (200, 20), added.text
+        assert added.json()["class"]["state"] == "enrolled"
+        asked = http.post("/v1/increments", json={"classes": [name]}, headers={"Idempotency-Key": f"learn {name}"})
+        assert asked.status_code == 202, asked.text
+        return int(asked.json()["id"])
+
+
+def progress(server: Server, increment: int) -> int:
+    """The epoch that an increment has reached."""
+    found = server.get(f"/v1/increments/{increment}")
+    assert found["state"] not in ("failed", "rejected", "cancelled"), found["reason"]
+    return 0 if found["progress"] is None else int(found["progress"]["epoch"])
+
+
+def ended(server: Server, increment: int) -> dict[str, Any] | None:
+    found = server.get(f"/v1/increments/{increment}")
+    return found if found["state"] in ("done", "failed", "rejected", "cancelled") else None
+
+
+def kill(server: Server, title: str) -> int:
+    """SIGKILL the one Ray process whose title begins so; its id."""
+    (process_id,) = [
+        number
+        for number in ground.processes(server.record().nonce)
+        if Path(f"/proc/{number}/cmdline").read_bytes().startswith(title.encode())
+    ]
+    os.kill(process_id, signal.SIGKILL)
+    return process_id
+
+
+def check_done(server: Server, increment: int, name: str) -> None:
+    found = eventually(lambda: ended(server, increment), 120)
+    assert found["state"] == "done", found["reason"]
+    assert name in [entry["name"] for entry in server.get("/v1/classes")["classes"]]
+    live = server.registry.manifest(found["version"])
+    assert {entry.name: entry.state for entry in live.classes}[name] == "trained"
+    versions = server.registry.versions()
+    assert [server.registry.verify(number) for number in versions] == [[]] * len(versions)
+
+
+def test_a_trainer_killed_in_mid_epoch_resumes_while_live_answers_everything(running: Server) -> None:
+    with Load(running, clients=1) as load:
+        increment = begin(running, "blue")
+        eventually(lambda: progress(running, increment) >= 3, 60)
+        kill(running, "ray::Trainer")
+        check_done(running, increment, "blue")
+        assert load.failures == []
+        assert len(load.answered) > 20
+    store = Store(f"sqlite:///{running.home / 'lifelist.db'}")
+    epochs = [event.data["epoch"] for event in store.events(increment) if event.kind == "epoch"]
+    assert epochs == sorted(epochs)  # it went on, and did not begin again
+    assert set(epochs) == set(range(1, EPOCHS + 1))
+
+
+def test_a_worker_killed_while_it_carries_an_increment_is_back_and_carries_it_on(running: Server) -> None:
+    with Load(running, clients=1) as load:
+        increment = begin(running, "yellow")
+        eventually(lambda: progress(running, increment) >= 3, 60)
+        first = kill(running, "ray::Worker")
+        assert eventually(lambda: kill(running, "ray::Worker")) != first  # and again, as soon as it is back
+        check_done(running, increment, "yellow")
+        assert load.failures == []
+    store = Store(f"sqlite:///{running.home / 'lifelist.db'}")
+    attempts = {step.state: step.attempts for step in store.steps(increment)}
+    assert attempts["intake"] == 1
+    assert attempts["train"] >= 2
+    epochs = [event.data["epoch"] for event in store.events(increment) if event.kind == "epoch"]
+    assert epochs == list(range(1, EPOCHS + 1))  # each line of the trainer, who lived, was carried once
+
+
+def test_a_cancelled_increment_ends_its_trainer_and_leaves_live_alone(running: Server) -> None:
+    increment = begin(running, "cyan")
+    eventually(lambda: progress(running, increment) >= 3, 60)
+    live = running.registry.ref("live")
+    with running.http() as http:
+        assert http.post(f"/v1/increments/{increment}:cancel").status_code == 202
+    found = eventually(lambda: ended(running, increment), 30)
+    assert found["state"] == "cancelled"
+    assert running.registry.ref("live") == live
+
+    def trainers() -> list[int]:
+        numbers = ground.processes(running.record().nonce)
+        return [n for n in numbers if Path(f"/proc/{n}/cmdline").read_bytes().startswith(b"ray::Trainer")]
+
+    eventually(lambda: not trainers())
+
+
+def test_after_all_of_ray_is_killed_a_new_start_answers_and_carries_the_increment_on(running: Server) -> None:
+    increment = begin(running, "pink")
+    eventually(lambda: progress(running, increment) >= 3, 60)
+    kept = len(Store(f"sqlite:///{running.home / 'lifelist.db'}").classes())
+    nonce = running.record().nonce
+    running.process.kill()
+    ground.end_all(nonce)
+    running.process.wait(10)
+    again = launch(running.home, port=running.port)
+    running.process, running.log = again.process, again.log  # ended by the fixture
+    wait_until_ready(running)
+    with Load(running, clients=1) as load:
+        check_done(running, increment, "pink")
+        assert load.failures == []
+    store = Store(f"sqlite:///{running.home / 'lifelist.db'}")
+    epochs = [event.data["epoch"] for event in store.events(increment) if event.kind == "epoch"]
+    assert epochs == sorted(epochs)
+    assert len(store.classes()) == kept
+    with running.http(120) as http:  # the cancelled one's images are still there, and the next increment works
+        asked = http.post("/v1/increments", json={})
+        assert [c["name"] for c in asked.json()["classes"]] == ["cyan"], asked.text
+    check_done(running, asked.json()["id"], "cyan")
