@@ -222,6 +222,7 @@ def settings_for_ray(block: Block, folder: Path, nonce: str, drain_s: float) -> 
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
         # Ray: nobody without the token runs anything; replicas see the GPU without reserving it
         "RAY_AUTH_MODE": "token",
+        "RAY_worker_niceness": "0",  # 15 is Ray's own choice; a server that answers is no background job
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",

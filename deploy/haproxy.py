@@ -10,6 +10,7 @@ Ray writes the file anew before each start and reload. Of it, this program chang
 - the head of a request has to arrive in time.
 
 A line that is not where it is expected stops the start, so that a change in Ray's template is seen at once.
+What is no HTTP at all gets HAProxy's own page (400, HTML): it answers that before it looks at its configuration.
 It runs without site-packages, hence the standard library only.
 """
 
@@ -26,8 +27,6 @@ HEAD_TIMEOUT_S = 30
 
 # fmt: off
 HAPROXY_SAYS = {  # HAProxy's status → the status and the sentence that a client gets
-    400: (400, "Bad Request",           "this is not an HTTP request that can be read"),
-    408: (408, "Request Timeout",       f"the head of the request did not arrive within {HEAD_TIMEOUT_S} s"),
     500: (500, "Internal Server Error", "internal error in the proxy; its log has it"),
     502: (503, "Service Unavailable",   "the replica went away before it answered; send it again"),
     503: (503, "Service Unavailable",   "no replica answers at the moment; try again"),

@@ -20,6 +20,7 @@ import httpx
 from lifelist.deploy import ground
 from lifelist.deploy.client import url_of
 from lifelist.deploy.settings import Settings
+from lifelist.deploy.terminal import note
 from lifelist.exporter.errors import BadSetting, Conflict, Corrupt, Failed, Missing
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry

