@@ -42,6 +42,8 @@ def root(verbose: bool) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted. Never a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Threads of torch that wait for one another by spinning come to a crawl as soon as they share a core with anything.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         resolved = _resolved(arguments)
         with root.make_context("lifelist", list(resolved.rest), obj=resolved) as context:

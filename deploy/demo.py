@@ -1,5 +1,6 @@
 """`lifelist demo`: a served classifier learns new classes under traffic, told in the commands a user would type."""
 
+import contextlib
 import dataclasses
 import shlex
 import shutil
@@ -7,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import click
 import numpy as np
@@ -112,7 +113,8 @@ def chapter(title: str) -> None:
 def command(lifelist: Sequence[str], *arguments: str) -> None:
     """Show a command as the user would type it, run it, and let it speak for itself."""
     click.secho("  $ lifelist " + shlex.join(arguments), fg="cyan")
-    subprocess.run([*lifelist, *arguments], check=True)
+    if code := subprocess.run([*lifelist, *arguments]).returncode:
+        raise Failed(f"`lifelist {shlex.join(arguments)}` ended with exit code {code}; what it said is above")
 
 
 # ----------------------------------------------------------------------------------------------------------- data
@@ -177,9 +179,15 @@ def _story(files: Mapping[str, Sequence[Path]], folder: Path) -> Story:
 
 def _write_settings(folder: Path, settings: Settings, *, digits: bool) -> None:
     """The demo's own settings file: small images, and no mirrored digits."""
-    lines = [f'home = "{folder / "data"}"', "[serving]", f"port = {settings.serving.port}"]
+    lines = [
+        f'home = "{folder / "data"}"',
+        "[examples]",
+        "keep = true  # for the contrast with fine-tuning at the end",
+        "[serving]",
+    ]
+    lines += [f"port = {settings.serving.port}"]
     if digits:
-        lines += ["[training]", "image_size = 16", "resize_to = 16", "flip = false", "memory_total = 400"]
+        lines += ["[training]", "image_size = 16", "resize_to = 16", "flip = false", "memory_total = 300"]
     (folder / "lifelist.toml").write_text("\n".join(lines) + "\n")
 
 
@@ -257,10 +265,8 @@ def _learn_by_command(
 ) -> Learned:
     names = story.arriving[1]
     posted = time.time()
-    for name in names:
-        began = time.time()
-        command(lifelist, "examples", "add", name, str(story.learn / name))
-        phases.append(Phase("enrolling", began, time.time()))
+    command(lifelist, "examples", "add", *(str(story.learn / name) for name in names))
+    phases.append(Phase("enrolling", posted, time.time()))
     command(lifelist, "increment", "start", "--watch")
     newest = max(i["id"] for i in client.increments())
     return _learned(client, newest, names, posted, traffic, phases)
@@ -363,7 +369,8 @@ def _finetune(work: Path, rollouts: Sequence[int]) -> list[Callable[[np.ndarray]
         @torch.inference_mode()
         def rows(pixels: np.ndarray) -> np.ndarray:
             scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-            return network.head(network.features((scaled - mean) / std)).argmax(1).numpy()
+            found: np.ndarray = network.head(network.features((scaled - mean) / std)).argmax(1).numpy()
+            return found
 
         return rows
 
@@ -373,13 +380,22 @@ def _finetune(work: Path, rollouts: Sequence[int]) -> list[Callable[[np.ndarray]
     for task in tasks:
         options = dataclasses.replace(task.options, method="finetune")
         again = dataclasses.replace(task, options=options, teacher=trained.checkpoint, bias=None)
-        with progress(f"fine-tuning on {', '.join(c.name for c in task.new)}, for contrast", 100, "%") as bar:
-            trained = learn(
-                again,
-                on_event=lambda e, bar=bar: bar.to(100 * e["epoch"] // e["epochs"]) if e["kind"] == "epoch" else None,
-            )
+        with _epochs(f"fine-tuning on {' and '.join(c.name for c in task.new)}, for contrast") as on_event:
+            trained = learn(again, on_event=on_event)
         found.append(answers(trained, options))
     return found
+
+
+@contextlib.contextmanager
+def _epochs(what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A progress bar that training's events move."""
+    with progress(what, 100, "percent") as bar:
+
+        def on_event(event: Mapping[str, Any]) -> None:
+            if event["kind"] == "epoch":
+                bar.to(100 * event["epoch"] // event["epochs"])
+
+        yield on_event
 
 
 def _share(right: np.ndarray) -> float | None:
