@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -96,7 +97,8 @@ def picture(path: Path, steps: Sequence[Step], sent: Sequence[Sent], phases: Seq
 
     figure = plt.figure(figsize=(12, 8), dpi=110, layout="constrained")
     figure.suptitle(title, fontsize=13)
-    above, below = np.ravel(figure.subfigures(2, 1, height_ratios=[1.15, 1]))
+    panels: Any = figure.subfigures(2, 1, height_ratios=[1.15, 1])
+    above, below = panels
 
     for k, (axis, group) in enumerate(zip(above.subplots(1, 3, sharey=True), GROUPS, strict=True)):
         for key, (label, colour) in ANSWERS.items():

@@ -1,5 +1,6 @@
 """What tests of several files share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,8 @@ from parts import tiny_version
 from parts_server import Server, started
 
 from lifelist.exporter.registry import Registry
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads share two cores with servers here
 
 
 @pytest.fixture(scope="session")
