@@ -4,10 +4,10 @@ import json
 
 import click
 
-from lifelist.deploy.answers import ENDED, Increment
+from lifelist.deploy.answers import ENDED, Increment, StepTaken
 from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.sources import Resolved
-from lifelist.deploy.terminal import following, json_option, note, result, table
+from lifelist.deploy.terminal import flat, following, json_option, note, result, table
 from lifelist.exporter.errors import Failed
 
 
@@ -60,10 +60,9 @@ def show(resolved: Resolved, number: int, as_json: bool) -> None:
     """Show increment NUMBER, step by step."""
     with Client(url_of(resolved.settings)) as client:
         found = client.increment(number)
-    steps = [(s["state"], s["began"], s["ended"], json.dumps(s["facts"], ensure_ascii=False)) for s in found["steps"]]
     progress = found["progress"]
-    now = f"\n{progress['phase']}: epoch {progress['epoch']} of {progress['epochs']}" if progress else ""
-    result(found, f"{_line(found)}{now}\n\n{table(['step', 'began', 'ended', 'facts'], steps)}", as_json)
+    now = [f"{progress['phase']}: epoch {progress['epoch']} of {progress['epochs']}"] if progress else []
+    result(found, "\n".join([_line(found), *now, *(line for step in found["steps"] for line in _step(step))]), as_json)
 
 
 @increment.command()
@@ -94,12 +93,26 @@ def cancel(resolved: Resolved, number: int, watch: bool, as_json: bool) -> None:
 
 def follow(client: Client, number: int, as_json: bool) -> Increment:
     """Show the events of an increment until it ends; with `as_json` each is a line of JSON as well."""
-    with following() as show:
-        for event in client.events(number):
-            if as_json:
-                click.echo(json.dumps({"id": event.id, "event": event.kind, **event.data}, ensure_ascii=False))
-            show(event.kind, event.data)
+    try:
+        with following() as show:
+            for event in client.events(number):
+                if as_json:
+                    click.echo(json.dumps({"id": event.id, "event": event.kind, **event.data}, ensure_ascii=False))
+                show(event.kind, event.data)
+    except KeyboardInterrupt:
+        note(f"increment {number} goes on; follow it with: lifelist increment watch {number}")
+        raise
     return client.increment(number)
+
+
+def _step(step: StepTaken) -> list[str]:
+    """A step with its facts below it; what is told of each class is left to --json."""
+    again = f", {step['attempts']} times" if step["attempts"] > 1 else ""
+    lines = [f"  {step['state']:<8} {step['began']} – {step['ended'] or 'now'}{again}"]
+    for check in step["facts"].get("gate", []):
+        lines.append(f"           {'passed' if check['passed'] else 'REFUSED'}: {check['message']}")
+    facts = flat({name: fact for name, fact in step["facts"].items() if name != "gate"})
+    return lines + [f"           {fact}" for fact in facts if "per_class" not in fact]
 
 
 def _names(found: Increment) -> str:

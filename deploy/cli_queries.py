@@ -69,13 +69,13 @@ def add(resolved: Resolved, paths: tuple[Path, ...], name: str | None, as_json: 
     """Add the images in PATHS: files (with --class), folders of images, or a folder that has a folder per class."""
     found = labelled(paths, name)
     options = resolved.settings.examples
-    total = sum(file.stat().st_size for files in found.values() for file in files)
+    total = sum(map(len, found.values()))
     answers: list[Added] = []
-    with Client(url_of(resolved.settings)) as client, progress("sent", total, "B") as bar:
+    with Client(url_of(resolved.settings)) as client, progress("sent", total, "image") as bar:
         for title, files in found.items():
             # one request for each class where it fits: each answer comes with a version of its own
             for some in batches(files, options.max_per_request, options.max_request_bytes * 9 // 10):
-                answers.append(client.add_examples(title, some, bar.by))
+                answers.append(client.add_examples(title, some, lambda size: bar.by(1)))
     result(answers, "\n".join(_added(answer) for answer in answers), as_json)
 
 

@@ -8,7 +8,7 @@ import click
 from lifelist.deploy.answers import Moved
 from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.sources import Resolved
-from lifelist.deploy.terminal import json_option, result, table
+from lifelist.deploy.terminal import flat, json_option, result, table
 from lifelist.exporter.errors import Corrupt
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
@@ -74,7 +74,7 @@ def verify(resolved: Resolved, numbers: tuple[int, ...], as_json: bool) -> None:
 def diff(resolved: Resolved, first: int, second: int, as_json: bool) -> None:
     """Show in what version SECOND differs from version FIRST."""
     found = Registry(resolved.settings.registry_url).diff(first, second)
-    result(found, "\n".join(_flat(found)) or f"versions {first} and {second} say the same", as_json)
+    result(found, "\n".join(flat(found)) or f"versions {first} and {second} say the same", as_json)
 
 
 @versions.command()
@@ -149,14 +149,3 @@ def _told(manifest: Manifest, refs: list[str]) -> str:
         table(["file", "bytes", "sha256"], files),
     ]
     return "\n\n".join(part for part in parts if part)
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`a.b: what` lines of a nested value."""
-    lines = []
-    for name, item in value.items():
-        if isinstance(item, Mapping):
-            lines += _flat(item, f"{prefix}{name}.")
-        else:
-            lines.append(f"{prefix}{name}: {item}")
-    return lines

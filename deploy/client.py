@@ -118,7 +118,7 @@ class Client:
     def add_examples(
         self, name: str, images: Sequence[File], on_sent: Callable[[int], None] | None = None, timeout_s: float = 600
     ) -> Added:
-        """Give a class examples, in one request. `on_sent(bytes)` is called as they leave."""
+        """Give a class examples, in one request. `on_sent(bytes)` is called as each image leaves."""
         found = self._json(
             "POST",
             "/v1/examples",

@@ -46,6 +46,14 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
+def flat(value: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`a.b: what` lines of a nested value."""
+    lines = []
+    for name, item in value.items():
+        lines += flat(item, f"{prefix}{name}.") if isinstance(item, Mapping) else [f"{prefix}{name}: {item}"]
+    return lines
+
+
 class Bar:
     """Progress of one thing: tqdm at a terminal, else a line every ten percent. Made by `progress`."""
 
@@ -78,7 +86,7 @@ class Bar:
             tenth = min(10, 10 * done // self.total)
             if tenth > self._tenth:
                 self._tenth = tenth
-                note(f"{self.what}: {10 * tenth} % of {self._amount()}" + (f", {remark}" if remark else ""))
+                note(f"{self.what}: {10 * tenth} % of {self.total:,} {self.unit}s" + (f", {remark}" if remark else ""))
 
     def by(self, more: int) -> None:
         """`more` of the total is done, on top of what was."""
@@ -89,13 +97,10 @@ class Bar:
         if self._bar is not None:
             self._bar.close()
 
-    def _amount(self) -> str:
-        return f"{self.total / 2**20:.1f} MiB" if self.unit == "B" else f"{self.total:,} {self.unit}s"
-
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str) -> Iterator[Bar]:
-    """A bar for the time of a `with` block. unit: singular, such as "epoch"; "B" for bytes."""
+    """A bar for the time of a `with` block. unit: singular, such as "epoch"."""
     bar = Bar(what, total, unit)
     try:
         yield bar
