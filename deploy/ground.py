@@ -41,7 +41,7 @@ class Block:
     first: int
     guard: socket.socket
 
-    def environment(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
         """The ports as Ray Serve reads them. Without them two servers could answer each other's queries."""
         return {
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(self.first + 1),
@@ -170,7 +170,7 @@ def end_all(nonce: str, patience_s: float = 10) -> None:
 
 def processes(nonce: str) -> list[int]:
     """The processes of the server with that nonce, but for this one. On systems without /proc: none are found."""
-    return [process_id for process_id in _all_processes() if f"{MARK}={nonce}" in _environment(process_id)]
+    return [process_id for process_id in _all_processes() if f"{MARK}={nonce}" in _started_with(process_id)]
 
 
 def missing(nonce: str, programs: Sequence[str]) -> list[str]:
@@ -188,7 +188,7 @@ def _name(process_id: int) -> str:
         return ""
 
 
-def _environment(process_id: int) -> list[str]:
+def _started_with(process_id: int) -> list[str]:
     """What a process of ours was started with; empty for one that has ended or is another's."""
     try:
         return Path(f"/proc/{process_id}/environ").read_bytes().decode(errors="replace").split("\0")
@@ -202,9 +202,9 @@ def _all_processes() -> list[int]:
     return []
 
 
-def settings_for_ray(block: Block, folder: Path, nonce: str, drain_s: float) -> Mapping[str, str]:
+def environment(block: Block, folder: Path, nonce: str, drain_s: float) -> Mapping[str, str]:
     """The environment that Ray and Ray Serve read when they are imported and started; docs/serving.md explains it."""
-    return block.environment() | {
+    return block.variables() | {
         MARK: nonce,
         # HTTP: HAProxy in front, straight to the replicas, whose code runs on their main loop
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

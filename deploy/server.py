@@ -1,14 +1,20 @@
-"""`lifelist serve`: Ray, Ray Serve and HAProxy on this machine, from nothing to the first answer and back to nothing.
+"""`lifelist serve`: from nothing to the first answer, and back to nothing.
 
-Ray Serve reads its environment when it is imported, so ray is imported here only after that is set.
+This process knows no Ray. It takes the ground (deploy/ground.py), starts the head of a Ray cluster (deploy/head.py),
+makes sure that what answers is what it started, watches it, and cleans up whatever happens to it.
 """
 
-import logging
+import contextlib
+import json
 import os
 import secrets
+import select
 import signal
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -21,16 +27,15 @@ from lifelist.deploy import ground
 from lifelist.deploy.client import url_of
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.terminal import note
+from lifelist.exporter import errors
 from lifelist.exporter.errors import BadSetting, Conflict, Corrupt, Failed, Missing
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
 
-log = logging.getLogger(__name__)
-
-NAMESPACE = "lifelist"
 VITAL = ("gcs_server", "raylet")  # the processes without which Ray is no more
 START_S = 180  # for Ray, Serve, HAProxy and the model together
-OBJECT_STORE = 128 * 2**20  # bytes; hardly anything goes through it
+END_S = 60  # for what was accepted to be answered, and all processes to go
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +44,16 @@ class Server:
 
     url: str
     manifest: Manifest  # live at the start
-    provider: str
+    provider: str  # what runs the model
     replicas: int
     nonce: str
+    head: "subprocess.Popen[str]"
 
     def watch(self) -> NoReturn:
         """Failed as soon as Ray is no more. While it is, it restarts by itself whatever else ends."""
-        while not (gone := ground.missing(self.nonce, VITAL)):
-            time.sleep(1)
-        raise Failed(f"Ray ended ({', '.join(gone)}); start again, everything goes on from where it was")
+        while self.head.poll() is None and not ground.missing(self.nonce, VITAL):
+            time.sleep(0.5)
+        raise Failed("Ray ended, and the server with it; start it again, and everything goes on from where it was")
 
 
 def serve(settings: Settings) -> int:
@@ -57,7 +63,7 @@ def serve(settings: Settings) -> int:
             with running(settings) as server:
                 click.echo("\n".join(banner(server)))
                 server.watch()
-        except (_Stopped, SystemExit):  # the second is Ray's answer to SIGTERM while it starts
+        except _Stopped:
             return 0
 
 
@@ -77,7 +83,7 @@ def banner(server: Server) -> list[str]:
 
 @contextmanager
 def running(settings: Settings) -> Iterator[Server]:
-    """A server in this process, which becomes the head of a Ray cluster of its own; call it in the main thread.
+    """A server of `settings`, with a Ray cluster of its own, for the time of a `with` block.
 
     Conflict if `home` is served already or the port is in use, Missing if no version is live, Corrupt if it is not
     sound, Failed if it does not come up. Whatever happens, no process is left when it ends.
@@ -90,15 +96,23 @@ def running(settings: Settings) -> Iterator[Server]:
         nonce = secrets.token_hex(8)
         folder = ground.private_folder(_haproxy())
         record = ground.Record(os.getpid(), nonce, settings.serving.host, settings.serving.port, str(folder))
-        ground.write(settings.home, record)
+        head, up = None, False
         try:
-            os.environ.update(ground.settings_for_ray(block, folder, nonce, settings.serving.drain_s))
-            _start(settings, record)
+            ground.write(settings.home, record)
+            head = _head(settings, nonce, ground.environment(block, folder, nonce, settings.serving.drain_s))
+            ground.write(settings.home, replace(record, ray=_answer(head)["ray"]))
             provider = _verified(settings, nonce)
-            yield Server(url_of(settings), manifest, provider, settings.serving.replicas, nonce)
+            up = True
+            yield Server(url_of(settings), manifest, provider, settings.serving.replicas, nonce, head)
         finally:
-            _end(settings)
-            block.guard.close()
+            with _undisturbed():
+                if head is not None and up:
+                    _end(head, nonce)
+                if head is not None:
+                    head.kill()
+                    head.wait()
+                ground.clear(settings.home)  # whatever is left of it
+                block.guard.close()
 
 
 def _live_and_sound(registry: Registry) -> Manifest:
@@ -120,35 +134,34 @@ def _haproxy() -> str:
         raise BadSetting(f"HAProxy is missing: {error}") from error
 
 
-def _start(settings: Settings, record: ground.Record) -> None:
-    """Ray, then both applications; returns when their replicas are up."""
-    import ray
-    from ray import serve as ray_serve
-
-    from lifelist.deploy import worker
-    from lifelist.deploy.deployments import targets
-    from lifelist.serving.prediction import key_in
-
-    signals = {number: signal.getsignal(number) for number in ENDING}
-    context: Any = ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE,
+def _head(settings: Settings, nonce: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
+    """The process that starts Ray, in a session of its own: ctrl-C is for this one, which passes it on in its way."""
+    head = subprocess.Popen(
+        [sys.executable, "-m", "lifelist.deploy.head"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | dict(environment),
+        text=True,
+        start_new_session=True,
     )
-    for number, handler in signals.items():  # ray.init puts its own in their place
-        signal.signal(number, handler)
-    ground.write(settings.home, replace(record, ray=context.address_info["gcs_address"]))
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    options = {"host": settings.serving.host, "port": settings.serving.port}
-    ray_serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
-    try:
-        ray_serve.run_many(targets(settings, key_in(settings.secret_file), record.nonce))
-    except RuntimeError as error:
-        raise Failed(f"the replicas did not start: {error}") from error
-    worker.start(settings)
+    assert head.stdin is not None
+    head.stdin.write(json.dumps({"settings": settings.model_dump(mode="json"), "nonce": nonce}) + "\n")
+    head.stdin.flush()
+    return head
+
+
+def _answer(head: "subprocess.Popen[str]") -> dict[str, Any]:
+    """What the head says once it is up; raises what it says if it is not."""
+    assert head.stdout is not None
+    if not select.select([head.stdout], [], [], START_S)[0]:
+        raise Failed(f"Ray did not start within {START_S} s; is the machine very busy?")
+    line = head.stdout.readline()
+    if not line:
+        raise Failed(f"Ray's process ended while it started, with status {head.wait()}")
+    answer: dict[str, Any] = json.loads(line)
+    if "error" in answer:
+        raise getattr(errors, answer["error"])(answer["message"])
+    return answer
 
 
 def _verified(settings: Settings, nonce: str) -> str:
@@ -173,31 +186,18 @@ def _verified(settings: Settings, nonce: str) -> str:
     raise Failed(f"the server did not answer at {url_of(settings)} within {START_S} s; it said: {said}")
 
 
-def _end(settings: Settings) -> None:
-    """End everything: what was accepted is answered first, and then no process and no file is left."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)  # it is ending; a second ctrl-C must not break that off
-    note("stopping")
-    import ray
-    from ray import serve as ray_serve
-
-    record = ground.read(settings.home)
-    try:
-        if ray.is_initialized() and record is not None and not ground.missing(record.nonce, VITAL):
-            for application in sorted(ray_serve.status().applications, reverse=True):  # first the operator, at /
-                ray_serve.delete(application)
-            ray.shutdown(wait_for_processes=True)
-    except (ray.exceptions.RayError, ray_serve.exceptions.RayServeException, TimeoutError) as error:
-        log.warning("server.ended-roughly", extra={"facts": {"reason": str(error)}})
-    finally:
-        ground.clear(settings.home)
+def _end(head: "subprocess.Popen[str]", nonce: str) -> None:
+    """Let the head end by itself, so that queries which were accepted are answered; unless Ray is no more."""
+    if head.poll() is None and not ground.missing(nonce, VITAL):
+        note("stopping")
+        assert head.stdin is not None
+        head.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(END_S)
 
 
 class _Stopped(BaseException):
     """Asked to end, at whatever point."""
-
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
@@ -208,6 +208,20 @@ def _signals() -> Iterator[None]:
         raise _Stopped
 
     before = {number: signal.signal(number, asked) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """It is ending: a second ctrl-C must not break that off."""
+    if threading.current_thread() is not threading.main_thread():  # where signals do not arrive
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
     try:
         yield
     finally:

@@ -42,7 +42,7 @@ def test_an_address_of_another_machine_is_a_bad_setting(host: str) -> None:
 
 def test_two_servers_never_get_the_same_ports() -> None:
     first, second = ground.take_block(), ground.take_block()
-    assert not set(first.environment().values()) & set(second.environment().values())
+    assert not set(first.variables().values()) & set(second.variables().values())
     with listening_at(second.first + ground.BLOCK + 50):
         third = ground.take_block()
         assert third.first != second.first + ground.BLOCK  # one port of that block is taken
