@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 import numpy as np
@@ -27,13 +27,15 @@ from lifelist.deploy.terminal import progress
 from lifelist.deploy.traffic import Sent, Traffic
 from lifelist.exporter import session
 from lifelist.exporter.errors import BadInput, Conflict, Failed
-from lifelist.exporter.manifest import BiasCorrection
 from lifelist.exporter.preprocess import decode
 from lifelist.exporter.registry import Registry
-from lifelist.training.options import TrainingOptions
 
 QUIET_S = 3.0  # without an update, so that there is something to compare with
 READY = "listening at"  # what `lifelist serve` says once it answers
+if TYPE_CHECKING:  # torch takes seconds, and most of the story does without
+    from lifelist.training.job import Learned as Trained
+    from lifelist.training.job import Task
+
 MARK = ".made-by-lifelist-demo"  # only a folder that has it is ever replaced
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -317,12 +319,17 @@ def _send_feedback(client: Client, traffic: Traffic, most: int = 200) -> None:
 
 def _measure(registry: Registry, story: Story, learned: Sequence[Learned], folder: Path) -> list[Step]:
     """Each version's accuracy on the held-out images of the classes known at its time, and fine-tuning's beside it."""
-    contrast = _finetune(folder / "data" / "work", [increment.rollout for increment in learned])
+    from lifelist.training.job import read_result, read_task
+
+    work = folder / "data" / "work"
+    rollouts = [min(increment.rollout for increment in learned) - 1, *(increment.rollout for increment in learned)]
+    tasks = [read_task(work / str(rollout)) for rollout in rollouts]
+    trained = [read_result(work / str(rollout)) for rollout in rollouts]
+    contrast = _finetuned(tasks, trained[0])
     steps = []
     for k, version in enumerate([1, *(increment.version for increment in learned)]):
         loaded = session.load(registry, version)
-        known = story.known_after(k)
-        new = set(known) - set(story.known_after(k - 1)) if k else set()
+        known, new = story.known_after(k), story.arriving[k - 1] if k else ()
         images = [(name, data) for name, data in story.held_out if name in known]
         truth = np.array([name for name, _ in images])
         pixels = np.stack([decode(data, loaded.manifest.preprocess) for _, data in images])
@@ -331,58 +338,45 @@ def _measure(registry: Registry, story: Story, learned: Sequence[Learned], folde
         names = {c.id: c.name for c in loaded.manifest.classes}
         answers = {
             "corrected": rows[logits.argmax(1)],
-            "uncorrected": rows[_uncorrected(logits, loaded.manifest.bias).argmax(1)],
+            "uncorrected": rows[_rows(trained[k], tasks[k], pixels)],
             "nearest_mean": np.array([names[top[0][0]] for top in loaded.nearest_mean(embedding, 1)]),
+            "finetune": rows[_rows(contrast[k], tasks[k], pixels)],
         }
-        if k == 0:
+        if k == 0:  # nothing to correct yet
             del answers["uncorrected"]
-        answers["finetune"] = rows[contrast[k](pixels)]
-        is_new = np.isin(truth, list(new))
+        of_group = {"all": np.full(len(truth), True), "old": ~np.isin(truth, new), "new": np.isin(truth, new)}
         accuracy = {
-            key: {
-                "all": _share(found == truth),
-                "old": _share((found == truth)[~is_new]),
-                "new": _share((found == truth)[is_new]),
-            }
+            key: {group: _share((found == truth)[which]) for group, which in of_group.items()}
             for key, found in answers.items()
         }
-        label = f"{len(known)} classes" + (f"\n(+ {', '.join(sorted(new))})" if new else "")
-        steps.append(Step(label, version, accuracy))
+        steps.append(Step(len(known), new, version, accuracy))
     return steps
 
 
-def _finetune(work: Path, rollouts: Sequence[int]) -> list[Callable[[np.ndarray], np.ndarray]]:
-    """What plain fine-tuning makes of the same increments: for each, pixels uint8 N×S×S×3 → rows of the last layer.
+def _finetuned(tasks: Sequence["Task"], base: "Trained") -> list["Trained"]:
+    """What plain fine-tuning makes of the very tasks that were learned, one after the other, after the same base."""
+    from lifelist.training.increment import learn
 
-    It learns the very tasks that the rollouts learned, one after the other, each from its own last weights.
-    """
+    found = [base]
+    for task in tasks[1:]:
+        options = dataclasses.replace(task.options, method="finetune")
+        again = dataclasses.replace(task, options=options, teacher=found[-1].checkpoint, bias=None)
+        with _epochs(f"fine-tuning on {' and '.join(c.name for c in task.new)}, for contrast") as on_event:
+            found.append(learn(again, on_event=on_event))
+    return found
+
+
+def _rows(trained: "Trained", task: "Task", pixels: np.ndarray) -> np.ndarray:
+    """The row of the last layer that each image is taken for, without any correction. pixels: uint8 N×S×S×3."""
     import torch
 
-    from lifelist.training.increment import learn, load_network
-    from lifelist.training.job import Learned as Trained
-    from lifelist.training.job import read_result, read_task
+    from lifelist.training.increment import load_network
 
-    def answers(trained: Trained, options: TrainingOptions) -> Callable[[np.ndarray], np.ndarray]:
-        network = load_network(trained.checkpoint, options, len(trained.class_ids))
-        mean, std = (torch.tensor(c).view(3, 1, 1) for c in (trained.mean, trained.std))
-
-        @torch.inference_mode()
-        def rows(pixels: np.ndarray) -> np.ndarray:
-            scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-            found: np.ndarray = network.head(network.features((scaled - mean) / std)).argmax(1).numpy()
-            return found
-
-        return rows
-
-    tasks = [read_task(work / str(rollout)) for rollout in rollouts]
-    trained = read_result(work / str(min(rollouts) - 1))  # the base
-    found = [answers(trained, tasks[0].options)]
-    for task in tasks:
-        options = dataclasses.replace(task.options, method="finetune")
-        again = dataclasses.replace(task, options=options, teacher=trained.checkpoint, bias=None)
-        with _epochs(f"fine-tuning on {' and '.join(c.name for c in task.new)}, for contrast") as on_event:
-            trained = learn(again, on_event=on_event)
-        found.append(answers(trained, options))
+    network = load_network(trained.checkpoint, task.options, len(trained.class_ids))
+    mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in (trained.mean, trained.std))
+    with torch.inference_mode():
+        scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+        found: np.ndarray = network.head(network.features((scaled - mean) / std)).argmax(1).numpy()
     return found
 
 
@@ -400,16 +394,6 @@ def _epochs(what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 def _share(right: np.ndarray) -> float | None:
     return float(right.mean()) if len(right) else None
-
-
-def _uncorrected(logits: np.ndarray, bias: BiasCorrection | None) -> np.ndarray:
-    """The logits before the bias correction that is folded into the graph."""
-    if bias is None:
-        return logits
-    raw = logits.copy()
-    rows = slice(bias.first_row, bias.last_row)
-    raw[:, rows] = (raw[:, rows] - bias.beta) / bias.alpha
-    return raw
 
 
 # ----------------------------------------------------------------------------------------------------- concluding

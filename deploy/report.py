@@ -24,7 +24,8 @@ GROUPS = ("all", "old", "new")
 class Step:
     """Accuracy after one step: answer -> group -> share of held-out images answered rightly (None: no such group)."""
 
-    label: str
+    known: int  # classes
+    new: tuple[str, ...]  # those that the step brought; none for the base
     version: int
     accuracy: Mapping[str, Mapping[str, float | None]]
 
@@ -54,13 +55,17 @@ class Increment:
 
 def accuracy_table(steps: Sequence[Step]) -> str:
     """One row per step and answer, one column per group."""
-    lines = [f"{'':<26}{'answer':<28}{'all':>7}{'old':>7}{'new':>7}"]
+    lines = [f"{'accuracy with':<26}{'answer':<28}{'all':>7}{'old':>7}{'new':>7}"]
     for step in steps:
         for row, key in enumerate(k for k in ANSWERS if k in step.accuracy):
             cells = [step.accuracy[key][group] for group in GROUPS]
             shown = "".join(f"{'–' if c is None else f'{c:.3f}':>7}" for c in cells)
-            lines.append(f"{step.label if row == 0 else '':<26}{ANSWERS[key][0]:<28}{shown}")
+            lines.append(f"{_heading(step, row):<26}{ANSWERS[key][0]:<28}{shown}")
     return "\n".join(lines)
+
+
+def _heading(step: Step, row: int) -> str:
+    return (f"{step.known} classes", f"  + {', '.join(step.new)}" if step.new else "", "", "")[row]
 
 
 def traffic_table(sent: Sequence[Sent], phases: Sequence[Phase]) -> str:
@@ -107,7 +112,11 @@ def picture(path: Path, steps: Sequence[Step], sent: Sequence[Sent], phases: Seq
             width = 2.6 if key == "corrected" else 1.6
             axis.plot(*zip(*shown, strict=True), "o-", color=colour, label=label, linewidth=width, markersize=5)
         axis.set_title(f"{group} classes")
-        axis.set_xticks(range(len(steps)), [step.label for step in steps], fontsize=8)
+        axis.set_xticks(
+            range(len(steps)),
+            [f"{s.known} classes" + (f"\n(+ {', '.join(s.new)})" if s.new else "") for s in steps],
+            fontsize=8,
+        )
         axis.set_xlim(-0.2, len(steps) - 0.8)
         axis.set_ylim(0, 1.03)
         axis.grid(alpha=0.25)
