@@ -1,5 +1,6 @@
 """Labelled images on arrival: looked at, stored by content, and given a role once and for good."""
 
+import contextlib
 import hashlib
 import itertools
 import unicodedata
@@ -23,6 +24,7 @@ from lifelist.exporter.preprocess import Pixels, decode
 Role = Literal["training", "holdout", "gate"]
 ROLES: tuple[Role, ...] = ("training", "holdout", "gate")  # by their numbers in training/job.py
 LONGEST_NAME = 100  # characters
+TRIES = 10  # before what another request brings in between is taken for an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,10 @@ def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> li
     arrived = _look_at(workshop, files)
     if not arrived:
         raise BadInput(f"no image was sent for class {name!r}; send at least one")
-    while True:
-        try:
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(sa.exc.IntegrityError):  # another request brought the class, or one of the images
             return _accept(workshop, name, arrived)
-        except sa.exc.IntegrityError:  # another request brought the class, or one of the images, in this moment
-            continue
+    return _accept(workshop, name, arrived)
 
 
 def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Arrived]:

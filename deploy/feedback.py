@@ -39,11 +39,10 @@ def record(
     store: Store, prediction_id: str, *, version: int, predicted: int, answer: AnswerKind, truth: KnownClass
 ) -> None:
     """Note what class an answered image really was. The same again changes nothing; another one replaces it."""
-    while True:
-        try:
-            return _record(store, prediction_id, version, predicted, answer, truth)
-        except sa.exc.IntegrityError:  # another request was the first to label it, in this moment
-            continue
+    try:
+        _record(store, prediction_id, version, predicted, answer, truth)
+    except sa.exc.IntegrityError:  # another request was the first to label it, in this moment; now there is a row
+        _record(store, prediction_id, version, predicted, answer, truth)
 
 
 def _record(

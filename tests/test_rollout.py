@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from parts_postgres import new_database, postgres
 from parts_rollout import NAMES, add, learn, pictures, prepared, settings
 
 from lifelist.deploy import base, enrol, examples, rollout, steps
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.settings import ExampleOptions
 from lifelist.deploy.store import Store
-from lifelist.deploy.workshop import Look, Workshop, train_here
+from lifelist.deploy.workshop import Look, Workshop, open_workshop, train_here
 from lifelist.exporter import session
 from lifelist.exporter.errors import BadSetting, Conflict, Missing, Refused, Unavailable
 from lifelist.exporter.preprocess import decode
@@ -77,6 +78,18 @@ def test_a_new_class_goes_from_examples_to_live(tmp_path: Path) -> None:
     assert epochs == list(range(1, 9))
     assert workshop.registry.verify(3) == []
     assert not workshop.folder(ended.id).exists()
+
+
+def test_the_way_to_live_is_the_same_on_postgresql(tmp_path: Path) -> None:
+    with postgres() as place:
+        workshop = open_workshop(settings(tmp_path, database=new_database(place)))
+        assert learn(workshop, "red", "green").state == "done"
+        add(workshop, ["blue"])
+        assert enrol.enrol(workshop) is not None
+        ended = learn(workshop, "blue")
+        workshop.store.close()
+    assert ended.state == "done", ended.reason
+    assert answered(workshop, "blue") == ["blue"] * 5
 
 
 def test_five_uneven_increments_in_a_row_and_no_image_ever_plays_two_roles(tmp_path: Path) -> None:
