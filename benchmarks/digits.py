@@ -22,7 +22,7 @@ ANSWERS = ("linear", "linear_uncorrected", "nearest_mean")
 
 def options(method: str, seed: int) -> TrainingOptions:
     """The demo's."""
-    return TrainingOptions(method=method, seed=seed, image_size=16, flip=False, memory_total=300)
+    return TrainingOptions(method=method, seed=seed, image_size=16, flip=False, memory_total=200)
 
 
 def shares(results: Sequence[Result], step: int, answer: str, group: str) -> str:
@@ -48,7 +48,7 @@ def main() -> None:
     print(f"""# Results
 
 Handwritten digits (1,797 images of 8×8 pixels, shown at 16×16; every fifth is for testing), ResNet-32 from random
-weights, `short` schedule, 6 classes and then 2 and 2, a memory of 300 images, hold-out included. Accuracy in % after the
+weights, `short` schedule, 6 classes and then 2 and 2, a memory of 200 images, hold-out included. Accuracy in % after the
 last increment on test images of all, old (8) and new (2) classes: mean (least–most) of seeds {", ".join(map(str, SEEDS))}.
 
 | method | answers by | all | old | new | all, before correction | all, by nearest mean | seconds |

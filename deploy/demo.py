@@ -189,7 +189,7 @@ def _write_settings(folder: Path, settings: Settings, *, digits: bool) -> None:
     ]
     lines += [f"port = {settings.serving.port}"]
     if digits:
-        lines += ["[training]", "image_size = 16", "resize_to = 16", "flip = false", "memory_total = 300"]
+        lines += ["[training]", "image_size = 16", "resize_to = 16", "flip = false", "memory_total = 200"]
     (folder / "lifelist.toml").write_text("\n".join(lines) + "\n")
 
 
