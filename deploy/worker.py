@@ -78,5 +78,8 @@ def train_beside(folder: Path, look: Look) -> None:
         except Cancelled:
             ray.kill(trainer, no_restart=True)
             raise
-    ray.get(running)
+    try:
+        ray.get(running)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error  # what training raised, in its own words
     ray.kill(trainer, no_restart=True)  # its memory, and the GPU's, are worth more than a quick start next time

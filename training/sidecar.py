@@ -52,7 +52,7 @@ def trainer() -> Any:
         num_cpus=0,  # serving's replicas are promised the CPUs; niceness decides who waits
         num_gpus=gpus,
         max_restarts=-1,
-        max_task_retries=-1,
+        max_task_retries=MOST_DEATHS,
         runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},  # no thread spins while it waits
     )
     return actor.remote()
