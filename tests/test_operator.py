@@ -1,5 +1,6 @@
 """The update path over HTTP: what each route does, what it promises, and what it refuses."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import io
@@ -17,11 +18,12 @@ import pytest
 from parts import BIRDS, tiny_version
 from parts_operator import Server, bird, files, serving, take_step, tell_epoch
 
-from lifelist.deploy import examples, uploads
+from lifelist.deploy import examples, operator, uploads
 from lifelist.deploy.client import Client
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, Missing, TooLarge, Unavailable
 from lifelist.exporter.manifest import Check
+from lifelist.serving.catalog import Catalog
 
 
 @pytest.fixture
@@ -120,25 +122,37 @@ def test_an_upload_does_not_stop_other_requests(server: Server, monkeypatch: pyt
         assert upload.result(30)["accepted"] == 1
 
 
-def test_images_of_a_client_that_leaves_are_added_all_the_same(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun, go_on = threading.Event(), threading.Event()
-    add = examples.add
+def test_an_upload_whose_client_leaves_while_it_waits_is_added_in_its_turn(server: Server) -> None:
+    form = {"data": {"class": "wren"}, "files": [("images", file) for file in files(3, 2)]}
+    request = httpx.Request("POST", f"{server.url}/v1/examples", **form)  # type: ignore[arg-type]
+    body = request.read()
+    headers = [(name.lower(), value) for name, value in request.headers.raw]
+    scope = {"type": "http", "method": "POST", "path": "/v1/examples", "query_string": b"", "headers": headers}
 
-    def slow(*arguments: Any) -> Any:
-        begun.set()
-        assert go_on.wait(30)
-        return add(*arguments)
+    async def leave_while_waiting() -> None:
+        registry = server.workshop.registry
+        application = operator.app(server.workshop, Catalog(registry, None, server.settings.serving, "x"))  # type: ignore[arg-type]
+        sent = asyncio.Event()
 
-    monkeypatch.setattr(examples, "add", slow)
-    with contextlib.suppress(Unavailable), Client(server.url) as client:
-        threading.Thread(target=lambda: (begun.wait(30), time.sleep(0.1), client._http.close())).start()
-        client.add_examples("wren", files(3, 2), timeout_s=1)
-    go_on.set()
-    with Client(server.url) as client:
-        deadline = time.monotonic() + 30
-        while "wren" not in {c["name"] for c in client.classes()["classes"]}:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        async def receive() -> Any:
+            sent.set()
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            raise AssertionError(f"nobody is there to hear {message}")
+
+        async with application.state.desk.turn:  # another one's turn
+            handler = asyncio.create_task(application(scope, receive, send))
+            await sent.wait()
+            await asyncio.sleep(0.3)
+            handler.cancel()  # as Ray Serve does when a client leaves
+            with pytest.raises(asyncio.CancelledError):
+                await handler
+        async with asyncio.timeout(30):
+            while "wren" not in {known.name for known in server.workshop.store.classes()}:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(leave_while_waiting())
 
 
 def test_a_body_over_the_limit_is_refused_before_it_is_sent_whole(tmp_path: Path) -> None:
