@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 
 class JsonLines(logging.Formatter):
-    """{"at": …, "level": "info", "event": "swap.committed", "version": 8, …}; docs/events.md lists the events."""
+    """{"at": …, "level": "info", "event": "swap.committed", "version": 8, …}, as grep and machines like it."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

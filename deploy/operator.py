@@ -158,9 +158,13 @@ def _add(workshop: Workshop, file: IO[bytes], separator: bytes) -> Added:
 
 @routes.post("/v1/increments", tags=["increments"], status_code=202)
 def start_increment(
-    workshop: With, response: Response, body: StartIncrement, idempotency_key: Annotated[Key | None, Header()] = None
+    workshop: With,
+    response: Response,
+    body: StartIncrement | None = None,
+    idempotency_key: Annotated[Key | None, Header()] = None,
 ) -> Increment:
     """Start to train on classes that got examples. The same idempotency key starts one, however often it is sent."""
+    body = body or StartIncrement()
     if idempotency_key and body.idempotency_key and idempotency_key != body.idempotency_key:
         raise BadInput("the header Idempotency-Key and the field idempotency_key differ; send one of them")
     key = idempotency_key or body.idempotency_key
