@@ -94,15 +94,24 @@ class Settings(_Options):
 
     @field_validator("home")
     @classmethod
-    def _does_not_depend_on_where_a_worker_starts(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+    def _home_is_absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()  # here: the processes of a server start in other folders
+
+    @field_validator("registry")
+    @classmethod
+    def _registry_is_absolute(cls, registry: str) -> str:
+        return registry if not registry or "://" in registry else str(Path(registry).expanduser().absolute())
+
+    @field_validator("database")
+    @classmethod
+    def _database_is_absolute(cls, database: str) -> str:
+        file = database.removeprefix("sqlite:///")
+        return f"sqlite:///{Path(file).absolute()}" if file not in ("", database, ":memory:") else database
 
     @property
     def registry_url(self) -> str:
         """Where the versions are."""
-        if not self.registry:
-            return str(self.home / "registry")
-        return self.registry if "://" in self.registry else str(Path(self.registry).expanduser().absolute())
+        return self.registry or str(self.home / "registry")
 
     @property
     def database_url(self) -> str:

@@ -129,10 +129,13 @@ def test_a_list_is_written_as_json_in_a_variable_and_as_a_table_in_the_file(tmp_
 def test_paths_do_not_depend_on_where_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings(home=Path("here"))
+    other = Settings(registry="versions", database="sqlite:///rows.db")
     monkeypatch.chdir("/")
     assert settings.home == tmp_path / "here"
     assert settings.registry_url == str(tmp_path / "here" / "registry")
     assert settings.database_url == f"sqlite:///{tmp_path / 'here' / 'lifelist.db'}"
+    assert (other.registry_url, other.database_url) == (str(tmp_path / "versions"), f"sqlite:///{tmp_path / 'rows.db'}")
+    assert Settings(database="postgresql+psycopg://x/y").database_url == "postgresql+psycopg://x/y"
     assert Settings(registry="memory://r").registry_url == "memory://r"
 
 
