@@ -13,6 +13,7 @@ from lifelist.training import increment
 NAME = "lifelist-trainer"
 NAMESPACE = "lifelist"
 NICENESS = 10  # more than that of any other Ray process: serving comes first
+MOST_DEATHS = 20  # of the trainer in one call (out of memory, say); then whoever called is told
 
 log = logging.getLogger(__name__)
 
