@@ -1,6 +1,6 @@
 """What each method reaches on handwritten digits: 6 classes, then 2, then 2, as in the demo; three seeds.
 
-    .venv/bin/python benchmarks/digits.py > docs/results.md
+.venv/bin/python benchmarks/digits.py > docs/results.md
 """
 
 import platform
@@ -41,9 +41,7 @@ def main() -> None:
             found = run_experiment("digits", options(method, seed), classes_per_increment=2, base_classes=6)
             results.setdefault(method, []).append(found)
     bic = results["bic"]
-    lost = [
-        100 * (r.steps[0].evaluation["linear"]["all"] - statistics.mean(r.matrix("linear")[-1][:1])) for r in bic
-    ]
+    lost = [100 * (r.steps[0].evaluation["linear"]["all"] - statistics.mean(r.matrix("linear")[-1][:1])) for r in bic]
     software = bic[0].steps[0].software
     print(f"""# Results
 
