@@ -32,13 +32,17 @@ HAPROXY_SAYS = {  # HAProxy's status → the status and the sentence that a clie
     503: (503, "Service Unavailable",   "no replica answers at the moment; try again"),
     504: (503, "Service Unavailable",   "the replica did not answer in time; try again"),
 }
-RAY_SAYS = {  # in plain text, where neither a replica's code nor HAProxy answers
-    404: "there is nothing at this path; see /docs",
-    408: "the request was not answered in the time that its header x-request-timeout-seconds allows",
-    500: "internal error; the server's log has it",
-    503: "no replica answers at the moment; try again",
+RAY_SAYS = {  # Ray's status, in plain text, where no code of ours answers → the same
+    404: (503, "the server starts or ends; try again"),  # the operator is at /: what is nobody's is not there yet
+    408: (408, "the request was not answered in the time that its header x-request-timeout-seconds allows"),
+    500: (500, "internal error; the server's log has it"),
+    503: (503, "no replica answers at the moment; try again"),
 }
 # fmt: on
+
+
+# only a request that HAProxy has whole can be sent again; without the first line it would not wait for the body
+ASK_AGAIN = "    option http-buffer-request\n    retry-on conn-failure empty-response\n"
 
 
 def narrowed(config: str, folder: Path) -> str:
@@ -50,8 +54,12 @@ def narrowed(config: str, folder: Path) -> str:
     config = _once(config, r"(listen stats\n\s*bind )\*(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(?:    errorfile \d+ \S+\n)+", _errors(folder))
     config = _once(config, r"(\nfrontend http_frontend\n\s*bind \S+\n)", r"\1" + _ray_errors())
-    config = _once(config, r"(backend default_backend\n\s*http-request return status) 404 [^\n]*", r"\1" + _nothing())
-    config, _ = re.subn(r"(\nbackend http-classifier\n)", r"\1    retry-on conn-failure empty-response\n", config)
+    config = _once(
+        config,
+        r"(backend default_backend\n\s*http-request return) status 404 [^\n]*",
+        r"\1 " + _returned(*RAY_SAYS[404]),
+    )
+    config, _ = re.subn(r"(\nbackend http-classifier\n)", r"\1" + ASK_AGAIN, config)
     return MARK + config
 
 
@@ -93,20 +101,17 @@ def _errors(folder: Path) -> str:
 
 
 def _ray_errors() -> str:
-    rule = "    http-response return status {} content-type application/json string '{}'{} if {{ status {} }} {}\n"
     text = "{ res.hdr(content-type) -m beg text/plain }"
-    retry = " hdr Retry-After 1"
     return "".join(
-        rule.format(status, _json(sentence), retry if status == 503 else "", status, text)
-        for status, sentence in RAY_SAYS.items()
+        f"    http-response return {_returned(shown, sentence)} if {{ status {status} }} {text}\n"
+        for status, (shown, sentence) in RAY_SAYS.items()
     )
 
 
-def _nothing() -> str:
-    """The operator is at /, so a path that belongs to nobody means that it is not there."""
-    return (
-        f" 503 content-type application/json string '{_json('the server starts or ends; try again')}' hdr Retry-After 1"
-    )
+def _returned(status: int, sentence: str) -> str:
+    """An answer in the words of HAProxy's configuration."""
+    retry = " hdr Retry-After 1" if status == 503 else ""
+    return f"status {status} content-type application/json string '{_json(sentence)}'{retry}"
 
 
 def _json(sentence: str) -> str:

@@ -91,7 +91,7 @@ def launch(home: Path, *flags: str, port: int | None = None) -> Server:
     return Server(home, port, process, log)
 
 
-def wait_until_ready(server: Server, timeout_s: float = 120) -> None:
+def wait_until_ready(server: Server, timeout_s: float = 200) -> None:
     deadline = time.monotonic() + timeout_s
     while "listening at" not in server.text():
         assert server.process.poll() is None, server.text()

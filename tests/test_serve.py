@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from parts import BIRDS, blob_path, encoded, flip_one_bit, tiny_images, tiny_version
-from parts_server import Load, Server, eventually, launch, listeners, started
+from parts_server import Load, Server, eventually, launch, listeners, started, wait_until_ready
 from prometheus_client.parser import text_string_to_metric_families
 
 from lifelist.deploy import ground
@@ -264,7 +264,7 @@ def test_one_replica_from_start_to_end_beside_another_server(server: Server, hom
         alone.process.kill()
         alone.process.wait()
         again = launch(home, port=alone.port)
-        eventually(lambda: "listening at" in again.text(), 120)
+        wait_until_ready(again)
         assert classify(again).json()["version"] == version
         assert ground.processes(nonce) == []
 
