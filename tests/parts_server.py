@@ -168,7 +168,7 @@ class Load:
                 began = time.time()
                 try:
                     many = [("images", (f"{k}.png", images[(turn + k) % len(images)])) for k in range(1 + turn % 3)]
-                    answer = http.post("/v1/classify?top_k=8", files=many)
+                    answer = http.post("/v1/classify?top_k=16", files=many)
                     assert answer.status_code == 200, f"{answer.status_code} {answer.text[:200]}"
                     version = self._checked(answer, len(many), known)
                     self.answered.append((began, version, time.time() - began))

@@ -1,6 +1,7 @@
 """A real server under load while processes of it are really killed: trainer, worker, then all of Ray at once.
 
-One server for the whole file, and one story: each part begins where the one before it ended. Replicas that are killed
+One server for the whole file, and one story of five increments, of 3, 1, 2, 1 and 1 classes: each part begins where the
+one before it ended. Replicas that are killed
 in a swap are in test_swap.py, carriers between any two steps in test_faults.py.
 """
 
@@ -50,14 +51,16 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def begin(server: Server, name: str) -> int:
-    """Post a class's pictures and start an increment of it; its number."""
+def begin(server: Server, *names: str) -> int:
+    """Post the classes' pictures and start an increment of them; its number."""
     with server.http(120) as http:
-        files = [("images", file) for file in pictures(name)]
-        added = http.post("/v1/examples", data={"class": name}, files=files)
-        assert (added.status_code, added.json()["accepted"]) == (200, 20), added.text
-        assert added.json()["class"]["state"] == "enrolled"
-        asked = http.post("/v1/increments", json={"classes": [name]}, headers={"Idempotency-Key": f"learn {name}"})
+        for name in names:
+            files = [("images", file) for file in pictures(name)]
+            added = http.post("/v1/examples", data={"class": name}, files=files)
+            assert (added.status_code, added.json()["accepted"]) == (200, 20), added.text
+            assert added.json()["class"]["state"] == "enrolled"
+        headers = {"Idempotency-Key": f"learn {' '.join(names)}"}
+        asked = http.post("/v1/increments", json={"classes": names}, headers=headers)
         assert asked.status_code == 202, asked.text
         return int(asked.json()["id"])
 
@@ -85,22 +88,22 @@ def kill(server: Server, title: str) -> int:
     return process_id
 
 
-def check_done(server: Server, increment: int, name: str) -> None:
+def check_done(server: Server, increment: int, *names: str) -> None:
     found = eventually(lambda: ended(server, increment), 120)
     assert found["state"] == "done", found["reason"]
-    assert name in [entry["name"] for entry in server.get("/v1/classes")["classes"]]
     live = server.registry.manifest(found["version"])
-    assert {entry.name: entry.state for entry in live.classes}[name] == "trained"
+    assert [entry.name for entry in live.trained][-len(names) :] == list(names)
+    assert live.version == server.get("/v1/versions")["live"]
     versions = server.registry.versions()
     assert [server.registry.verify(number) for number in versions] == [[]] * len(versions)
 
 
 def test_a_trainer_killed_in_mid_epoch_resumes_while_live_answers_everything(running: Server) -> None:
     with Load(running, clients=1) as load:
-        increment = begin(running, "blue")
+        increment = begin(running, "blue", "yellow", "cyan")
         eventually(lambda: progress(running, increment) >= 3, 60)
         kill(running, "ray::Trainer")
-        check_done(running, increment, "blue")
+        check_done(running, increment, "blue", "yellow", "cyan")
         assert load.failures == []
         assert len(load.answered) > 20
     store = Store(f"sqlite:///{running.home / 'lifelist.db'}")
@@ -111,11 +114,11 @@ def test_a_trainer_killed_in_mid_epoch_resumes_while_live_answers_everything(run
 
 def test_a_worker_killed_while_it_carries_an_increment_is_back_and_carries_it_on(running: Server) -> None:
     with Load(running, clients=1) as load:
-        increment = begin(running, "yellow")
+        increment = begin(running, "pink")
         eventually(lambda: progress(running, increment) >= 3, 60)
         first = kill(running, "ray::Worker")
         assert eventually(lambda: kill(running, "ray::Worker")) != first  # and again, as soon as it is back
-        check_done(running, increment, "yellow")
+        check_done(running, increment, "pink")
         assert load.failures == []
     store = Store(f"sqlite:///{running.home / 'lifelist.db'}")
     attempts = {step.state: step.attempts for step in store.steps(increment)}
@@ -126,7 +129,7 @@ def test_a_worker_killed_while_it_carries_an_increment_is_back_and_carries_it_on
 
 
 def test_a_cancelled_increment_ends_its_trainer_and_leaves_live_alone(running: Server) -> None:
-    increment = begin(running, "cyan")
+    increment = begin(running, "white")
     eventually(lambda: progress(running, increment) >= 3, 60)
     live = running.registry.ref("live")
     with running.http() as http:
@@ -143,7 +146,7 @@ def test_a_cancelled_increment_ends_its_trainer_and_leaves_live_alone(running: S
 
 
 def test_after_all_of_ray_is_killed_a_new_start_answers_and_carries_the_increment_on(running: Server) -> None:
-    increment = begin(running, "pink")
+    increment = begin(running, "black", "orange")
     eventually(lambda: progress(running, increment) >= 3, 60)
     kept = len(Store(f"sqlite:///{running.home / 'lifelist.db'}").classes())
     nonce = running.record().nonce
@@ -154,7 +157,7 @@ def test_after_all_of_ray_is_killed_a_new_start_answers_and_carries_the_incremen
     running.process, running.log = again.process, again.log  # ended by the fixture
     wait_until_ready(running)
     with Load(running, clients=1) as load:
-        check_done(running, increment, "pink")
+        check_done(running, increment, "black", "orange")
         assert load.failures == []
     store = Store(f"sqlite:///{running.home / 'lifelist.db'}")
     epochs = [event.data["epoch"] for event in store.events(increment) if event.kind == "epoch"]
@@ -162,5 +165,16 @@ def test_after_all_of_ray_is_killed_a_new_start_answers_and_carries_the_incremen
     assert len(store.classes()) == kept
     with running.http(120) as http:  # the cancelled one's images are still there, and the next increment works
         asked = http.post("/v1/increments", json={})
-        assert [c["name"] for c in asked.json()["classes"]] == ["cyan"], asked.text
-    check_done(running, asked.json()["id"], "cyan")
+        assert [c["name"] for c in asked.json()["classes"]] == ["white"], asked.text
+    check_done(running, asked.json()["id"], "white")
+    check_done(running, begin(running, "grey"), "grey")
+    assert [
+        len(found["classes"]) for found in running.get("/v1/increments")["increments"] if found["state"] == "done"
+    ] == [
+        2,
+        3,
+        1,
+        2,
+        1,
+        1,
+    ]  # the base, then five in a row on one server
