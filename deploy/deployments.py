@@ -1,12 +1,13 @@
 """The two applications of a server as Ray Serve runs them: the classifier, and the operator with everything else."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
 from starlette.types import ASGIApp
 
-from lifelist.deploy import operator
+from lifelist.deploy import events, operator
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.swap import over_replicas
 from lifelist.deploy.workshop import open_workshop
@@ -21,6 +22,7 @@ class Operator:
     """One process for whatever is not a query: what it does takes no time from those that answer."""
 
     def __init__(self, settings: Settings, nonce: str) -> None:
+        log_events()
         registry = Registry(settings.registry_url)
         swap = over_replicas(registry, settings.serving.prepare_timeout_s)
         catalog = Catalog(registry, Broadcast(), settings.serving, nonce)
@@ -28,6 +30,11 @@ class Operator:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.made
+
+
+def log_events() -> None:
+    """Events of this process go to its error stream, which Ray keeps in its session's folder of logs."""
+    events.to_stderr(logging.INFO)
 
 
 def targets(settings: Settings, key: bytes, nonce: str) -> Sequence[serve.RunTarget]:
@@ -43,7 +50,7 @@ def targets(settings: Settings, key: bytes, nonce: str) -> Sequence[serve.RunTar
         graceful_shutdown_wait_loop_s=0.2,
     )
     quiet = {"enable_access_log": False}
-    classifier = app.application(settings.registry_url, settings.serving, key)
+    classifier = app.application(settings.registry_url, settings.serving, key, log_events)
     return [
         serve.RunTarget(classifier, APPLICATION, classify.PATH, logging_config=quiet),
         serve.RunTarget(operating.bind(settings, nonce), "operator", "/", logging_config=quiet),

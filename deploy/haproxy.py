@@ -39,8 +39,6 @@ RAY_SAYS = {  # Ray's status, in plain text, where no code of ours answers → t
     503: (503, "no replica answers at the moment; try again"),
 }
 # fmt: on
-
-
 # only a request that HAProxy has whole can be sent again; without the first line it would not wait for the body
 ASK_AGAIN = "    option http-buffer-request\n    retry-on conn-failure empty-response\n"
 
@@ -67,7 +65,7 @@ def error_files(folder: Path) -> None:
     """Write what HAProxy answers by itself."""
     for status, (shown, reason, sentence) in HAPROXY_SAYS.items():
         body = _json(sentence)
-        head = [f"HTTP/1.1 {shown} {reason}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+        head = [f"HTTP/1.1 {shown} {reason}", "Content-Type: application/json", f"Content-Length: {len(body.encode())}"]
         head += ["Retry-After: 1"] if shown == 503 else []
         (folder / f"{status}.http").write_text("\r\n".join([*head, "Cache-Control: no-store", "", body]))
 

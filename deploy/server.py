@@ -207,7 +207,10 @@ def _signals() -> Iterator[None]:
     def asked(number: int, frame: FrameType | None) -> None:
         raise _Stopped
 
-    before = {number: signal.signal(number, asked) for number in ENDING}
+    heard = [
+        number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]  # nohup
+    before = {number: signal.signal(number, asked) for number in heard}
     try:
         yield
     finally:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +21,7 @@ from lifelist.serving.follow import Follower, Report, Status, loader
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Family, Metrics
 from lifelist.serving.options import ServingOptions
-from lifelist.serving.replicas import APPLICATION, DEPLOYMENT
+from lifelist.serving.replicas import DEPLOYMENT
 
 UNBOUNDED = 100_000  # requests that Ray lets in: admission is ours, so that what is refused is refused in JSON
 
@@ -77,9 +78,13 @@ class Replica:
 class Classifier:
     """A replica as Ray Serve runs it. `prepare`, `commit` and `release` are reached by `handle.broadcast`."""
 
-    async def __init__(self, registry: str, options: ServingOptions, key: bytes) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, registry: str, options: ServingOptions, key: bytes, set_up: Callable[[], None]
+    ) -> None:
+        set_up()
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key)
+        await self.replica.follower.look()  # a swap may have gone by while it loaded
         self.following = asyncio.create_task(self.replica.follower.keep_up(options.reconcile_s))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -112,8 +117,10 @@ class Classifier:
             self.replica.close()
 
 
-def application(registry: str, options: ServingOptions, key: bytes) -> serve.Application:
-    """The Ray Serve application that answers at /v1/classify."""
+def application(
+    registry: str, options: ServingOptions, key: bytes, set_up: Callable[[], None] = lambda: None
+) -> serve.Application:
+    """The Ray Serve application that answers at /v1/classify. `set_up` runs first in each replica: logging, say."""
     deployment: Any = serve.deployment(  # its stubs take it for a decorator alone
         Classifier,
         name=DEPLOYMENT,
@@ -126,13 +133,10 @@ def application(registry: str, options: ServingOptions, key: bytes) -> serve.App
         graceful_shutdown_timeout_s=options.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.2,
     )
-    bound: serve.Application = deployment.bind(registry, options, key)
+    bound: serve.Application = deployment.bind(registry, options, key, set_up)
     return bound
 
 
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-__all__ = ["APPLICATION", "DEPLOYMENT", "Classifier", "Replica", "application"]

@@ -27,7 +27,9 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self.requests = Counter("lifelist_requests_total", "Queries answered.", ["code"], registry=registry)
+        self.requests = Counter(
+            "lifelist_requests_total", "Queries, by the status that they got.", ["code"], registry=registry
+        )
         self.request_duration = Histogram(
             "lifelist_request_duration_seconds", "From a query's first byte to its answer's last.", buckets=LATENCY,
             registry=registry,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -200,3 +201,15 @@ def test_a_client_that_does_not_wait_is_counted_as_such(registry: Registry) -> N
     asyncio.run(story())
     assert replica.metrics.requests.labels("499")._value.get() == 1
     replica.close()
+
+
+def test_the_documentation_names_every_metric_and_every_limit() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    registry = CollectorRegistry()
+    metrics.Metrics(registry)
+    for family in metrics.snapshot(registry):
+        name = family.name if family.type != "counter" else f"{family.name.removesuffix('_total')}_total"
+        assert f"`{name}" in page, name
+    for option in ServingOptions.model_fields:
+        if option.startswith("max_") and option != "max_batch":
+            assert f"| `{option}` |" in page, option
