@@ -45,6 +45,13 @@ def all_answer_by(server: Server, version: int, count: int = 2) -> bool:
     return len(rows) == count and {row["version"] for row in rows} == {version}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _left_as_it_was(server: Server) -> Iterator[None]:
+    """Other files use the same server, and expect version 1."""
+    yield
+    assert server.promote(1).status_code == 200
+
+
 # ----------------------------------------------------------------------------------------- two replicas, shared
 
 
