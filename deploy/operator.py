@@ -24,6 +24,7 @@ from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
 from lifelist.serving import catalog, prediction
 from lifelist.serving.catalog import Catalog
+from lifelist.serving.numbers import natural
 
 LARGEST_ID = 2**31 - 1  # of anything that is numbered here
 
@@ -81,6 +82,7 @@ class Desk:
 def app(workshop: Workshop, catalog_: Catalog) -> FastAPI:
     """The whole application of the operator: these routes beside the catalog's."""
     made = catalog.app(catalog_)
+    made.add_middleware(uploads.SmallBodies, but_for="/v1/examples")
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
     made.include_router(routes)
     return made
@@ -114,9 +116,9 @@ With = Annotated[Workshop, Depends(the_workshop)]
 
 def number(text: str, what: str) -> int:
     """A number in a path. Missing if nothing here can have it."""
-    if not (text.isascii() and text.isdecimal() and 0 < int(text[:11]) <= LARGEST_ID):
+    if not (found := natural(text, LARGEST_ID)):
         raise Missing(f"no {what} has number {text[:40]!r}; they are numbered from 1")
-    return int(text)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- examples

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from lifelist.deploy.records import Event
 from lifelist.deploy.store import Store
 from lifelist.exporter.errors import BadInput
+from lifelist.serving.numbers import natural
 
 POLL_S = 0.25
 QUIET_S = 10.0  # after so long without an event a comment is sent, so that silence always means a broken connection
@@ -17,9 +18,9 @@ def position(last_event_id: str | None) -> int:
     """The event after which a reader goes on: the number in its Last-Event-ID header, 0 without one."""
     if last_event_id is None or not last_event_id.strip():
         return 0
-    if not last_event_id.strip().isdecimal() or int(last_event_id) > LAST:
+    if (found := natural(last_event_id.strip(), LAST)) is None:
         raise BadInput(f"Last-Event-ID should be the id of an event, a number from 0 on; not {last_event_id[:40]!r}")
-    return int(last_event_id)
+    return found
 
 
 async def follow(store: Store, rollout_id: int, after: int) -> AsyncIterator[bytes]:

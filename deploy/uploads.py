@@ -10,6 +10,8 @@ from typing import IO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lifelist.exporter.errors import BadInput, TooLarge, WrongType
 
@@ -30,6 +32,8 @@ REQUEST_BODY = {  # of POST /v1/examples, for /openapi.json
         }
     },
 }
+
+LARGEST_JSON = 2**20  # bytes
 
 
 @dataclass(slots=True)
@@ -69,6 +73,37 @@ async def spool(request: Request, folder: Path, limit: int) -> IO[bytes]:
             raise BadInput(f"the connection was closed after {size:,} bytes of the body") from error
         raise
     return file
+
+
+class SmallBodies:
+    """Reads a body before the application does, and answers 413 if it is longer than any JSON that is asked for.
+
+    but_for: the one path whose route reads its own body, as it arrives.
+    """
+
+    def __init__(self, app: ASGIApp, *, but_for: str) -> None:
+        self.app, self.but_for = app, but_for
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == self.but_for:
+            await self.app(scope, receive, send)
+            return
+        arrived: list[Message] = []
+        size, more = 0, True
+        while more:
+            arrived.append(message := await receive())
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if size > LARGEST_JSON:
+                error = f"the body is longer than {LARGEST_JSON:,} bytes; only POST {self.but_for} takes as much"
+                await JSONResponse({"error": error}, status_code=413)(scope, receive, send)
+                return
+        arrived.reverse()
+
+        async def again() -> Message:
+            return arrived.pop() if arrived else await receive()
+
+        await self.app(scope, again, send)
 
 
 def _too_large(size: int, limit: int) -> str:

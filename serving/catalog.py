@@ -20,6 +20,7 @@ from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import openapi
 from lifelist.serving.errors import HANDLERS
 from lifelist.serving.metrics import Merged
+from lifelist.serving.numbers import natural
 from lifelist.serving.options import ServingOptions
 from lifelist.serving.replicas import Replicas
 
@@ -118,9 +119,9 @@ def versions(catalog: With) -> Json:
 @routes.get("/v1/versions/{version}", tags=["catalog"])
 def version(catalog: With, version: str) -> Json:
     """All that a version says of itself."""
-    if not (version.isascii() and version.isdecimal() and 0 < int(version[:10]) < 2**31):
+    if not (number := natural(version, 2**31 - 1)):
         raise Missing(f"no version has number {version[:40]!r}; they are numbered from 1")
-    return asdict(catalog.registry.manifest(int(version)))
+    return asdict(catalog.registry.manifest(number))
 
 
 @routes.get("/v1/health/live", tags=["health"])

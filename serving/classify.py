@@ -24,6 +24,7 @@ from lifelist.serving.body import Encoded, Images, Intake
 from lifelist.serving.errors import HANDLERS
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
+from lifelist.serving.numbers import natural
 from lifelist.serving.options import ServingOptions
 
 PATH = "/v1/classify"
@@ -106,13 +107,13 @@ def _asked(query: Sequence[tuple[str, str]], options: ServingOptions) -> _Asked:
         if name in given:
             raise BadInput(f"the parameter {name} is given twice; once is enough")
         given[name] = value
-    top_k = given.get("top_k", str(options.top_k))
-    if not (top_k.isascii() and top_k.isdecimal() and 1 <= int(top_k[:9]) <= LARGEST_TOP_K):
-        raise BadInput(f"top_k should be a number from 1 to {LARGEST_TOP_K}, not {top_k[:80]!r}")
+    asked = given.get("top_k", str(options.top_k))
+    if not (top_k := natural(asked, LARGEST_TOP_K)):
+        raise BadInput(f"top_k should be a number from 1 to {LARGEST_TOP_K}, not {asked[:80]!r}")
     answer = given.get("answer")
     if answer is not None and answer not in get_args(AnswerKind):
         raise BadInput(f"answer should be {' or '.join(get_args(AnswerKind))}, not {answer[:80]!r}")
-    return _Asked(int(top_k), cast(AnswerKind | None, answer), given.get("shape"))
+    return _Asked(top_k, cast(AnswerKind | None, answer), given.get("shape"))
 
 
 async def _pixels(parts: Parts, sent: Images, preprocess: Preprocess) -> Pixels:

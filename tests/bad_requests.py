@@ -4,6 +4,7 @@ python tests/bad_requests.py > docs/errors.md
 """
 
 import io
+import re
 import struct
 import sys
 import zlib
@@ -161,6 +162,8 @@ ROWS = [
         {"content": PNG}),
     Bad("huge top_k", "POST", f"{CLASSIFY}?top_k=99999999999999999999", 400,
         "top_k should be a number from 1 to 10000, not …", {"content": PNG}),
+    Bad("top_k of 5000 digits", "POST", f"{CLASSIFY}?top_k=000000001{'9' * 5000}", 400,
+        "top_k should be a number from 1 to 10000, not '000000001999…'", {"content": PNG}),
     Bad("top_k that is no number", "POST", f"{CLASSIFY}?top_k=all", 400,
         "top_k should be a number from 1 to 10000, not 'all'", {"content": PNG}),
     Bad("unknown kind of answer", "POST", f"{CLASSIFY}?answer=best", 400,
@@ -249,16 +252,28 @@ ROWS = [
     Bad("increment that is no number", "GET", f"{INCREMENTS}/latest", 404, "no increment has number 'latest'; …"),
     Bad("increment 0", "GET", f"{INCREMENTS}/0", 404, "no increment has number '0'; they are numbered from 1"),
     Bad("increment 10³⁰", "GET", f"{INCREMENTS}/1{'0' * 30}", 404, "no increment has number '1000…'; …"),
+    Bad("increment with zeros and 20 digits", "GET", f"{INCREMENTS}/00000000001{'9' * 20}", 404,
+        "no increment has number '00000000001999…'; …"),
+    Bad("increment of 5000 digits", "GET", f"{INCREMENTS}/0000000001{'9' * 5000}", 404,
+        "no increment has number '0000000001999…'; …"),
+    Bad("JSON of 2 MiB", "POST", INCREMENTS, 413,
+        "the body is longer than 1,048,576 bytes; only POST /v1/examples takes as much",
+        {"content": b'{"classes": ["' + b"w" * 2**21 + b'"]}', "headers": {"Content-Type": "application/json"}}),
     Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405, "DELETE does not go with /v1/increments/1; allowed: GET"),
     Bad("events of an unknown increment", "GET", f"{INCREMENTS}/4711/events", 404, "no increment has id 4711"),
     Bad("Last-Event-ID that is no number", "GET", f"{INCREMENTS}/{{ended}}/events", 400,
         "Last-Event-ID should be the id of an event, a number from 0 on; not 'last'",
         {"headers": {"Last-Event-ID": "last"}}),
+    Bad("Last-Event-ID of 5000 digits", "GET", f"{INCREMENTS}/{{ended}}/events", 400,
+        "Last-Event-ID should be the id of an event, a number from 0 on; not '999…'",
+        {"headers": {"Last-Event-ID": "9" * 5000}}),
     Bad("cancelling an unknown increment", "POST", f"{INCREMENTS}/4711:cancel", 404, "no increment has id 4711"),
     Bad("cancelling what has ended", "POST", f"{INCREMENTS}/{{ended}}:cancel", 409,
         "increment … cannot be cancelled in state 'done': it has ended"),
     # versions
     Bad("unknown version", "GET", "/v1/versions/4711", 404, "there is no version 4711 in …; there is: …"),
+    Bad("version of 5000 digits", "GET", f"/v1/versions/0000000001{'9' * 5000}", 404,
+        "no version has number '0000000001999…'; …"),
     Bad("version that is no number", "GET", "/v1/versions/latest", 404, "no version has number 'latest'; …"),
     Bad("version with a minus", "GET", "/v1/versions/-1", 404, "no version has number '-1'; …"),
     Bad("promoting an unknown version", "POST", "/v1/versions/4711:promote", 404, "there is no version 4711 in …"),
@@ -295,7 +310,8 @@ def page() -> str:
     """docs/errors.md."""
     lines = [_INTRODUCTION]
     for row in ROWS:
-        path = row.path.replace("1" + "0" * 30, "10³⁰").replace("{", "<").replace("}", ">")
+        path = re.sub(r"\d{15,}", lambda found: f"{found[0][:10]}… ({len(found[0])} digits)", row.path)
+        path = path.replace("{", "<").replace("}", ">")
         error = row.error.replace("|", r"\|").replace("`", "'")
         lines.append(f"| {row.what} | `{row.method} {path}` | {row.status} | `{error}` |\n")
     return "".join(lines)
