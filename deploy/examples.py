@@ -127,13 +127,19 @@ def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Ar
 
 
 def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[ExampleResult]:
-    """Rows for the images that are new. IntegrityError if another transaction came between: try again."""
+    """Rows for the images that are new; one that was deleted is kept again, in its old role.
+
+    IntegrityError if another transaction came between: try again.
+    """
     c, shares, at = tables.examples.c, workshop.settings.examples, now()
     with workshop.store.writing() as connection:
         owners: dict[str, int] = {}
+        gone: dict[str, Role] = {}  # their rows stayed when their bytes were deleted
         for some in _batches([image.sha256 for image in arrived]):
-            query = sa.select(c.sha256, c.class_id).where(c.sha256.in_(some))
-            owners |= {row.sha256: row.class_id for row in connection.execute(query)}
+            query = sa.select(c.sha256, c.class_id, c.role, c.gone_at).where(c.sha256.in_(some))
+            for row in connection.execute(query):
+                owners[row.sha256] = row.class_id
+                gone |= {row.sha256: row.role} if row.gone_at is not None else {}
         names = {row.id: row.name for row in connection.execute(sa.select(tables.classes.c.id, tables.classes.c.name))}
         class_id = next((known for known, title in names.items() if title == name), None)
         if class_id is None:
@@ -150,7 +156,11 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[
         rows: list[dict[str, object]] = []
         for image in arrived:
             result = _result(image, owners, names, class_id)
-            if result.status == "accepted":
+            if result.status == "duplicate" and (role := gone.pop(image.sha256, None)) is not None:
+                result = replace(result, status="accepted", role=role)
+                again = tables.examples.update().where(c.sha256 == image.sha256)
+                connection.execute(again.values(gone_at=None, added_at=at))
+            elif result.status == "accepted":
                 result = replace(result, role=next(pattern))
                 rows.append(
                     {"sha256": image.sha256, "class_id": class_id, "number": number + len(rows), "role": result.role}
@@ -227,7 +237,7 @@ def pixels(workshop: Workshop, digests: Sequence[str], preprocess: Preprocess) -
 
 
 def forget(workshop: Workshop, digests: Sequence[str]) -> None:
-    """Delete the bytes of images. Their rows stay, marked: an image that comes again keeps its role."""
+    """Delete the bytes of images. Their rows stay, marked: an image that is sent again is kept in its old role."""
     for digest in digests:
         workshop.images.remove(digest)
     c = tables.examples.c

@@ -128,16 +128,28 @@ def test_images_that_would_come_too_late_for_their_increment_are_refused(worksho
     assert statuses(examples.add(workshop, "red", pictures("red", 1, first=60))) == ["accepted"]
 
 
-def test_an_image_that_was_deleted_keeps_its_role_and_does_not_come_back(workshop: Workshop) -> None:
+def test_an_image_that_was_deleted_comes_back_in_its_old_role_when_it_is_sent_again(workshop: Workshop) -> None:
     add(workshop, ["red"], 4)
-    first, *rest = examples.kept(workshop.store)
-    examples.forget(workshop, [first.sha256])
-    examples.forget(workshop, [first.sha256])  # after a kill between bytes and row it is done again
+    before = examples.kept(workshop.store)
+    first, second, *rest = before
+    for _ in range(2):  # after a kill between bytes and row it is done again
+        examples.forget(workshop, [first.sha256, second.sha256])
     assert examples.kept(workshop.store) == rest
     assert not workshop.images.has(first.sha256)
-    assert statuses(examples.add(workshop, "red", pictures("red", 1))) == ["duplicate"]
-    found = examples.add(workshop, "red", pictures("red", 1, first=4))
-    assert [result.role for result in found] == ["holdout"]  # the fifth of the pattern, deleted ones counted
+    found = examples.add(workshop, "red", [*pictures("red", 1, first=4), *pictures("red", 3), *pictures("red", 1)])
+    assert statuses(found) == ["accepted", "accepted", "accepted", "duplicate", "duplicate"]
+    assert [result.role for result in found[:3]] == ["holdout", "training", "gate"]  # the fifth of the pattern first
+    assert examples.kept(workshop.store)[:4] == before
+    assert [workshop.images.get(e.sha256) for e in before] == [data for _, data in pictures("red", 4)]
+    assert statuses(examples.add(workshop, "red", pictures("red", 5))) == ["duplicate"] * 5
+
+
+def test_a_deleted_image_does_not_come_back_as_another_class(workshop: Workshop) -> None:
+    add(workshop, ["red", "green"], 2)
+    examples.forget(workshop, [e.sha256 for e in examples.kept(workshop.store, [1])])
+    found = examples.add(workshop, "green", pictures("red", 2))
+    assert statuses(found) == ["refused"] * 2
+    assert "already an example of class 'red'" in (found[0].reason or "")
 
 
 def test_eight_requests_at_once_for_one_new_class_share_out_its_roles_without_a_gap(workshop: Workshop) -> None:
