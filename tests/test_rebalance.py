@@ -83,14 +83,53 @@ def test_b1_a_softmax_put_before_the_loss_would_be_noticed() -> None:
     assert slope.abs().max() > 1e-2
 
 
+def breach(logits: Tensor, rows: Tensor, first_new: int, found: tuple[float, float]) -> float:
+    """How far `found` is from a minimum within the limits: the slope, or its part that points inwards at a limit."""
+    pair = torch.tensor(found, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(objective(logits, rows, first_new, *pair.unbind()), pair)
+    by_alpha, by_beta = slope.tolist()
+    if found[0] == 0:
+        by_alpha = min(by_alpha, 0.0)  # there the objective may only rise with alpha
+    elif found[0] == LARGEST_ALPHA:
+        by_alpha = max(by_alpha, 0.0)
+    return max(abs(by_alpha), abs(by_beta))
+
+
 def test_b9_a_fit_from_logits_of_any_size_ends_at_the_minimum() -> None:
     for factor in (0.01, 1.0, 30.0):
         logits, rows = biased(1.0, 0.0)
-        pair = torch.tensor(fit_bias(logits * factor, rows, 4), dtype=torch.float64, requires_grad=True)
-        (slope,) = torch.autograd.grad(objective(logits * factor, rows, 4, *pair.unbind()), pair)
-        limits = (0.0, LARGEST_ALPHA)
-        inside = torch.tensor([float(pair.detach()[0]) not in limits, True])
-        assert slope[inside].abs().max() < 1e-6
+        assert breach(logits * factor, rows, 4, fit_bias(logits * factor, rows, 4)) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [5, 15, 30, 60])
+def test_b9_a_fit_to_a_few_saturated_images_ends_at_a_minimum_and_never_worse_than_no_correction(scale: int) -> None:
+    lot = torch.Generator().manual_seed(scale)
+    for _ in range(80):
+        n, m, held = (int(torch.randint(1, 5, (), generator=lot)) for _ in range(3))
+        rows = torch.arange(n + m).repeat(held)
+        logits = scale * torch.randn(len(rows), n + m, generator=lot, dtype=torch.float64)
+        found = fit_bias(logits, rows, n)
+        plain, fitted = (
+            float(objective(logits, rows, n, *torch.tensor(p, dtype=torch.float64))) for p in ((1.0, 0.0), found)
+        )
+        assert fitted <= plain + 1e-9
+        assert 0 <= found[0] <= LARGEST_ALPHA
+        assert breach(logits, rows, n, found) < 1e-5
+
+
+def test_a_correction_that_would_make_new_classes_alike_is_not_applied_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for found, applied, warned in (
+        ((0.0, 0.7), (1.0, 0.0), ["bias.at-limit"]),
+        ((LARGEST_ALPHA, 0.1), (LARGEST_ALPHA, 0.1), ["bias.at-limit"]),
+        ((0.6, -0.4), (0.6, -0.4), []),
+    ):
+        events: list[Event] = []
+        net, increment = an_increment(events=events)
+        monkeypatch.setattr(rebalance, "fit_bias", lambda logits, rows, n, found=found: found)
+        assert rebalance.bias_correction(net, increment) == BiasCorrection(*applied, 3, 5)
+        assert [e["what"] for e in events] == warned
 
 
 def test_separable_images_do_not_make_the_correction_run_away() -> None:
@@ -252,7 +291,7 @@ def test_weight_aligning_gives_new_rows_the_mean_length_of_the_old_and_leaves_th
     assert torch.equal(net.head.weight[:3], old["head.weight"][:3])
 
 
-def test_wa_uses_no_holdout_and_its_checkpoint_is_the_aligned_network() -> None:
+def test_the_checkpoint_of_wa_is_the_aligned_network_and_has_no_correction() -> None:
     task, _ = bic()[1]
     learned = learn(replace(task, options=replace(task.options, method="wa")))
     net = load_network(learned.checkpoint, task.options, 5)

@@ -58,7 +58,14 @@ def bias_correction(network: Network, increment: Increment) -> BiasCorrection:
         return BiasCorrection(1.0, 0.0, n, classes)
     logits = head_logits(network, features(network, increment.held_pixels, increment.run))
     alpha, beta = fit_bias(logits, increment.held_rows, n)
-    if not 0 < alpha < LARGEST_ALPHA:
+    if alpha == 0:
+        increment.run.warn(
+            "bias.at-limit",
+            f"{len(increment.held_rows)} hold-out images do not determine the correction: alpha would be 0, and no new "
+            "class could be told from another; the classifier answers uncorrected",
+        )
+        return BiasCorrection(1.0, 0.0, n, classes)
+    if alpha >= LARGEST_ALPHA:
         increment.run.warn(
             "bias.at-limit",
             f"{len(increment.held_rows)} hold-out images do not determine the correction: alpha is held at {alpha:g}",
@@ -69,8 +76,8 @@ def bias_correction(network: Network, increment: Increment) -> BiasCorrection:
 def fit_bias(logits: Tensor, rows: Tensor, first_new: int, ridge: float = RIDGE) -> tuple[float, float]:
     """(alpha, beta) that scale and shift the newest classes (Wu et al. 2019, eq. 4 and 5; methods.md 1.2).
 
-    Minimises mean cross-entropy + ridge·beta², convex in both, over images that were never trained on: by Newton's
-    method with a line search, in float64. Where hold-out images are separable there is no minimum; alpha then ends at
+    Minimises mean cross-entropy + ridge·beta², convex in both, over images that were never trained on: from (1, 0) by
+    Newton's method, damped until a step lowers the objective (Levenberg), in float64. Never worse than (1, 0). Where hold-out images are separable there is no minimum; alpha then ends at
     0 or LARGEST_ALPHA, and beta is the best for that.
     logits: N×C float, raw (no softmax before this: B1), made in eval mode;  rows: N int64;  the newest classes are
     first_new … C-1. BadInput if the newest or the older classes have no image here: the fit would run away.
@@ -94,8 +101,9 @@ def fit_bias(logits: Tensor, rows: Tensor, first_new: int, ridge: float = RIDGE)
     def within(bias: Tensor) -> Tensor:
         return torch.stack([bias[0].clamp(0, LARGEST_ALPHA), bias[1]])
 
-    bias = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    for _ in range(100):
+    bias, damping = torch.tensor([1.0, 0.0], dtype=torch.float64), 1e-12
+    value = objective(bias)
+    for _ in range(500):
         share = torch.softmax(corrected(bias), 1)
         expected = (share * slopes).sum(2)  # 2×N
         gradient = (expected - slopes[:, right[0], right[1]]).mean(1) + penalty * bias
@@ -106,11 +114,15 @@ def fit_bias(logits: Tensor, rows: Tensor, first_new: int, ridge: float = RIDGE)
             hessian[0, 0] = 1.0
         if gradient.abs().max() < 1e-10:
             break
-        step = torch.linalg.solve(hessian + 1e-12 * torch.eye(2), gradient)
-        value, slope, length = objective(bias), float(gradient @ step), 1.0
-        while length > 1e-10 and objective(within(bias - length * step)) > value - 1e-4 * length * slope:
-            length /= 2
-        bias = within(bias - length * step)
+        while damping < 1e12:  # where the softmax is saturated, the Hessian is 0 and Newton's step far too long
+            step = torch.linalg.solve(hessian + damping * torch.eye(2, dtype=torch.float64), gradient)
+            candidate = within(bias - step)
+            if (lower := objective(candidate)) <= value and not torch.equal(candidate, bias):
+                break
+            damping *= 10
+        else:
+            break  # no step lowers the objective any more: its digits are used up
+        bias, value, damping = candidate, lower, max(damping / 100, 1e-12)
     return float(bias[0]), float(bias[1])
 
 
