@@ -65,9 +65,18 @@ def start(settings: Settings, nonce: str) -> str:
     try:
         serve.run_many(targets(settings, key_in(settings.secret_file), nonce))
     except RuntimeError as error:
-        raise Failed(f"the replicas did not start: {error}") from error
+        raise Failed(f"the replicas did not start: {_reasons() or error}") from error
     worker.start(settings)
     return str(context.address_info["gcs_address"])
+
+
+def _reasons() -> str:
+    """Why replicas do not start: the last line of what each deployment tells, which is its error."""
+    deployments = [
+        row for application in serve.status().applications.values() for row in application.deployments.items()
+    ]
+    told = [(name, state.message.strip().splitlines()) for name, state in deployments]
+    return "; ".join(f"{name}: {lines[-1]}" for name, lines in told if lines)
 
 
 def end() -> None:

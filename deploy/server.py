@@ -26,6 +26,7 @@ import httpx
 from lifelist.deploy import ground
 from lifelist.deploy.client import url_of
 from lifelist.deploy.settings import Settings
+from lifelist.deploy.store import Store
 from lifelist.deploy.terminal import note
 from lifelist.exporter import errors
 from lifelist.exporter.errors import BadSetting, Conflict, Corrupt, Failed, Missing
@@ -91,6 +92,7 @@ def running(settings: Settings) -> Iterator[Server]:
     with ground.lock(settings.home):
         ground.clear(settings.home)
         manifest = _live_and_sound(Registry(settings.registry_url))
+        Store(settings.database_url).close()  # raises if it cannot be opened, or is another program's
         ground.check_port(settings.serving.host, settings.serving.port)
         block = ground.take_block()
         nonce = secrets.token_hex(8)
