@@ -221,7 +221,7 @@ def test_four_processes_open_a_new_database_at_once(url: str) -> None:
 def test_a_database_of_another_schema_is_refused(store: Store, url: str) -> None:
     with store.writing() as connection:
         connection.execute(sa.update(tables.schema).values(version=99))
-    with pytest.raises(Conflict, match="schema 99; this program reads 1"):
+    with pytest.raises(Conflict, match=f"schema 99; this program reads {tables.SCHEMA_VERSION}"):
         Store(url)
 
 
