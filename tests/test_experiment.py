@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from parts_training import TINY, bic, few, tasks
+from PIL import Image
 
 from lifelist.exporter.errors import BadInput, BadSetting
 from lifelist.training import evaluate
@@ -90,6 +91,33 @@ def test_an_experiment_that_was_interrupted_goes_on_where_it_stood(
     assert found.steps[-1].checkpoint == uneven[0].steps[-1].checkpoint
     with pytest.raises(BadInput, match=r"holds another experiment \(options differ\)"):
         run_experiment("digits", replace(QUICK, seed=3), classes_per_increment=[1, 6], folder=tmp_path)
+
+
+def test_a_folder_is_not_continued_with_another_order_of_classes_or_other_images(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(event: Event) -> None:
+        raise Stop
+
+    def write(folder: Path, levels: dict[str, int]) -> Path:
+        for name, level in levels.items():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            for k in range(12):
+                Image.new("RGB", (8, 8), (level, 20 * k, 0)).save(folder / name / f"{k}.png")
+        return folder
+
+    data, place = write(tmp_path / "data", {"a": 10, "b": 99}), tmp_path / "kept"
+    with pytest.raises(Stop):
+        run_experiment(data, QUICK, classes_per_increment=1, folder=place, on_event=stop)
+    assert json.loads((place / "experiment.json").read_text())["names"] == ["a", "b"]
+    write(data, {"b": 98})
+    with pytest.raises(BadInput, match=r"holds another experiment \(images differ\)"):
+        run_experiment(data, QUICK, classes_per_increment=1, folder=place)
+    write(data, {"b": 99})
+    (data / "a").rename(data / "c")
+    with pytest.raises(BadInput, match=r"holds another experiment \(names, images differ\)"):
+        run_experiment(data, QUICK, classes_per_increment=1, folder=place)
 
 
 def test_b16_the_headline_is_the_last_value_not_the_best() -> None:

@@ -13,11 +13,11 @@ from parts_training import TINY, bic, few, tasks
 
 from lifelist.exporter.errors import BadInput, Corrupt
 from lifelist.training import increment
-from lifelist.training.data import GATE, Images, colour_statistics
+from lifelist.training.data import GATE, TRAINING, Images, colour_statistics
 from lifelist.training.evaluate import features, head_logits
 from lifelist.training.increment import learn
 from lifelist.training.job import Class, Task, read_result, read_task, write_task
-from lifelist.training.loop import Event, corrected, start
+from lifelist.training.loop import Event, Phase, corrected, start
 from lifelist.training.methods import METHODS
 from lifelist.training.options import TrainingOptions
 
@@ -70,6 +70,46 @@ def test_a_task_and_a_result_come_back_from_the_folder_as_they_were(tmp_path: Pa
     assert torch.equal(result.means, learned.means)
     same = [f.name for f in dataclasses.fields(learned) if f.name not in ("means", "seconds")]
     assert {name: getattr(result, name) for name in same} == {name: getattr(learned, name) for name in same}
+
+
+def test_the_result_of_another_task_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    task, learned = bic()[1]
+    write_task(tmp_path, task)
+    increment.run(tmp_path)
+    told: list[Event] = []
+    increment.run(tmp_path, told.append)
+    assert told == []  # finished
+    write_task(tmp_path, replace(task, options=replace(task.options, seed=5)))
+    increment.run(tmp_path, told.append)
+    assert [event["epoch"] for event in told if event["kind"] == "epoch"] == [1, 2]
+    assert read_result(tmp_path).checkpoint != learned.checkpoint
+
+
+def test_e1_the_main_phase_distils_every_head_of_the_teacher_on_replayed_and_new_images() -> None:
+    for k, sizes in ((1, [3]), (2, [3, 2])):
+        task, _ = bic()[k]
+        task = replace(task, options=replace(task.options, method="eeil"))
+        seen: list[Phase] = []
+
+        def record(student: object, phase: Phase, run: object, seen: list[Phase] = seen) -> None:
+            seen.append(phase)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(increment, "train", record)
+            patch.setattr("lifelist.training.rebalance.train", record)
+            learn(task)
+        main, balanced = seen
+        n = sum(sizes)
+        assert [h.stop - h.start for h in main.heads] == sizes
+        assert main.heads[-1].stop == main.n == n
+        assert main.teacher is not None
+        assert main.teacher.network.classes == n
+        assert main.teacher.bias == task.bias
+        replayed = torch.bincount(main.rows)
+        assert len(replayed) == n + 2
+        assert replayed[n:].tolist() == [int(task.of(c.id, TRAINING).sum()) for c in task.new]
+        assert bool((replayed[:n] > 0).all())
+        assert balanced.heads[-1].stop == balanced.n == n + 2
 
 
 def test_a_teacher_that_is_not_the_pinned_one_is_refused_before_it_is_read(tmp_path: Path) -> None:

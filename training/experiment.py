@@ -5,6 +5,7 @@ kept, and the teacher. Test images judge, and are never trained on.
 """
 
 import dataclasses
+import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import torch
 
 from lifelist.exporter.errors import BadInput, BadSetting
 from lifelist.training import evaluate, increment
+from lifelist.training.checkpoint import write_atomically
 from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_on_arrival
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
@@ -129,7 +131,7 @@ def run_experiment(
     groups = _numbered(groups)
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
-        _claim(root, data, options, groups)
+        _claim(root, data, options, groups, dataset)
         steps: list[Learned] = []
         for k in range(len(groups)):
             task = next_task(dataset, roles, groups, steps, options)
@@ -230,17 +232,25 @@ def _numbered(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(end - len(group), end)) for end, group in zip(ends, groups, strict=True))
 
 
-def _claim(root: Path, data: Path | str, options: TrainingOptions, groups: Sequence[Sequence[int]]) -> None:
+def _claim(
+    root: Path, data: Path | str, options: TrainingOptions, groups: Sequence[Sequence[int]], dataset: Dataset
+) -> None:
     """A folder belongs to one experiment: another one's increments are not taken for this one's."""
-    wanted = {"data": str(data), "options": options.as_dict(), "groups": [list(g) for g in groups]}
+    images = [*dataset.images.ids, *dataset.images.labels.tolist(), *dataset.test.tolist()]
+    wanted = {
+        "data": str(data),
+        "options": options.as_dict(),
+        "groups": [list(g) for g in groups],
+        "names": list(dataset.names),  # in order of arrival
+        "images": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
+    }
     file = root / "experiment.json"
     if file.exists():
         if (found := json.loads(file.read_text())) != wanted:
             changed = [key for key in wanted if found.get(key) != wanted[key]]
             raise BadInput(f"{root} holds another experiment ({', '.join(changed)} differ); choose another folder")
         return
-    root.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(wanted, indent=2))
+    write_atomically(file, json.dumps(wanted, indent=2).encode())
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from lifelist.training.checkpoint import pack, remove_halves, unpack
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Images, colour_statistics
 from lifelist.training.exemplars import SELECTIONS, shares
 from lifelist.training.forms import distillation_heads
-from lifelist.training.job import Learned, Task, read_task, write_result
+from lifelist.training.job import Learned, Task, is_finished, read_task, write_result
 from lifelist.training.loop import Event, Phase, Run, Teacher, corrected, scaled, seeded, start, train
 from lifelist.training.methods import METHODS, Method
 from lifelist.training.network import Network
@@ -238,11 +239,15 @@ def software(run: Run) -> dict[str, str]:
 def run(folder: Path, on_event: Callable[[Event], None] = _ignore) -> None:
     """The increment in `folder` (see job.py), to its end. Again after a kill: it resumes. After its end: nothing to do.
 
+    A result of another task (its fingerprint differs) is thrown away with its epochs, and it starts afresh.
     ctrl-C, or a kill at any moment, leaves a folder that the same call resumes from its last epoch.
     """
-    if (folder / "result" / "result.json").exists():
-        return
     task = read_task(folder)
+    if is_finished(folder, task.fingerprint):
+        return
+    if (folder / "result" / "result.json").exists():  # of another task, and so are its epochs
+        for part in ("result", "epochs"):
+            shutil.rmtree(folder / part, ignore_errors=True)
     for part in ("epochs", "result"):
         remove_halves(folder / part)
     with _Journal(folder / "events.jsonl") as journal:
@@ -251,7 +256,7 @@ def run(folder: Path, on_event: Callable[[Event], None] = _ignore) -> None:
             journal.append(event)
             on_event(event)
 
-        write_result(folder, learn(task, folder=folder / "epochs", on_event=tell))
+        write_result(folder, learn(task, folder=folder / "epochs", on_event=tell), task.fingerprint)
 
 
 class _Journal:

@@ -180,8 +180,8 @@ def read_task(folder: Path) -> Task:
     )
 
 
-def write_result(folder: Path, learned: Learned) -> None:
-    """result/, with result.json last: a folder that has it is finished."""
+def write_result(folder: Path, learned: Learned, fingerprint: str) -> None:
+    """result/, with result.json last: a folder that has it, with the fingerprint of its task, is finished."""
     result = folder / "result"
     write_atomically(result / "checkpoint.safetensors", learned.checkpoint)
     means = {"ids": torch.tensor(learned.class_ids), "means": learned.means}
@@ -192,7 +192,17 @@ def write_result(folder: Path, learned: Learned) -> None:
         "holdout": {str(k): list(v) for k, v in learned.holdout.items()},
     }
     del rest["checkpoint"], rest["means"]
+    rest["fingerprint"] = fingerprint
     write_atomically(result / "result.json", json.dumps(rest, indent=2).encode())
+
+
+def is_finished(folder: Path, fingerprint: str) -> bool:
+    """Whether result/ holds the result of the task with this fingerprint; that of another task does not count."""
+    try:
+        found = json.loads((folder / "result" / "result.json").read_bytes())
+    except FileNotFoundError:
+        return False
+    return bool(found.get("fingerprint") == fingerprint)
 
 
 def read_result(folder: Path) -> Learned:
@@ -202,6 +212,7 @@ def read_result(folder: Path) -> Learned:
         rest = json.loads((result / "result.json").read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{folder} has no result yet; run the increment to its end") from None
+    rest.pop("fingerprint", None)
     means = unpack((result / "means.safetensors").read_bytes(), f"{result}/means.safetensors")
     bias = BiasCorrection(**rest["bias"]) if rest["bias"] else None
     mean, std = _colour(rest["mean"]), _colour(rest["std"])

@@ -77,8 +77,9 @@ def fit_bias(logits: Tensor, rows: Tensor, first_new: int, ridge: float = RIDGE)
     """(alpha, beta) that scale and shift the newest classes (Wu et al. 2019, eq. 4 and 5; methods.md 1.2).
 
     Minimises mean cross-entropy + ridge·beta², convex in both, over images that were never trained on: from (1, 0) by
-    Newton's method, damped until a step lowers the objective (Levenberg), in float64. Never worse than (1, 0). Where hold-out images are separable there is no minimum; alpha then ends at
-    0 or LARGEST_ALPHA, and beta is the best for that.
+    Newton's method, damped until a step lowers the objective (Levenberg), in float64. Never worse than (1, 0).
+    Where hold-out images are separable there is no minimum; alpha then ends at 0 or LARGEST_ALPHA, and beta is the best
+    for that.
     logits: N×C float, raw (no softmax before this: B1), made in eval mode;  rows: N int64;  the newest classes are
     first_new … C-1. BadInput if the newest or the older classes have no image here: the fit would run away.
     """
