@@ -81,7 +81,7 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     """The candidate as a version, with its verdict. One that a killed predecessor published is found again."""
     candidates, candidate = opened(workshop, rollout)
     loaded = session.load(candidates, candidate.version)
-    waiting = enrol.waiting_images(workshop, candidate)
+    waiting = enrol.waiting_images(workshop, candidate, workshop.live)
     classes, files = enrol.with_means(workshop, loaded, waiting, used={})
     files |= {e.name: candidates.read(candidate, e.name) for e in candidate.files if e.name not in files}
     draft = dataclasses.replace(

@@ -126,7 +126,7 @@ def _summary(manifest: Manifest, refs: Mapping[str, int]) -> dict[str, Any]:
         "parent": manifest.parent,
         "classes": len(manifest.classes),
         "accuracy": results.get("all"),
-        "gate": "passed" if manifest.passed else "refused",
+        "gate": ("passed" if manifest.passed else "refused") if manifest.gate else None,  # an enrolment is not judged
         "created_at": manifest.created_at,
     }
 

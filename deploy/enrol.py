@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lifelist.deploy import examples
+from lifelist.deploy import examples, withdrawn
 from lifelist.deploy.records import now
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter import index, session
@@ -32,7 +32,8 @@ def enrol(workshop: Workshop) -> Manifest | None:
 
     None if there is nothing to do: no live version yet, or all means are up to date. The new version shares the live
     one's model. If live moves meanwhile, it is done again on what is live then, so that neither loses what the other
-    brought.
+    brought. What live has enrolled stays, and so does a mean when some of its images are gone and none has come. A
+    version that an earlier call published, and could not make live, is taken before another one is made.
     """
     registry = workshop.registry
     for _ in range(TRIES):
@@ -40,36 +41,62 @@ def enrol(workshop: Workshop) -> Manifest | None:
         if ref is None:
             return None
         live = registry.manifest(ref.version)
-        waiting = waiting_images(workshop, live)
-        if waiting == (used := sources(registry, live)):
+        found = sources(registry, live)
+        used = {entry.id: found.get(entry.id, []) for entry in live.classes if entry.state == "enrolled"}
+        arrived = waiting_images(workshop, live, live)
+        wanted = used | {k: images for k, images in arrived.items() if k not in used or set(images) - set(used[k])}
+        if wanted == used:
             return None
-        classes, files = with_means(workshop, session.load(registry, live.version), waiting, used)
-        draft = replace(
-            live,
-            created_at=now(),
-            kind="enrolment",
-            parent=live.version,
-            default_answer="nearest_mean",
-            classes=classes,
-        )
-        reuse = [entry for entry in live.files if entry.name not in files]
-        version = registry.publish(draft, files, reuse=reuse)
+        version = _left_over(registry, live, wanted) or _publish(workshop, live, wanted, used)
         try:
             workshop.swap(version.version, ref.generation)
         except Moved:
             continue
-        facts = {"version": version.version, "classes": [c.name for c in classes if c.state == "enrolled"]}
+        facts = {"version": version.version, "classes": [c.name for c in version.classes if c.state == "enrolled"]}
         log.info("classes.enrolled", extra={"facts": facts})
         return version
     raise Unavailable(f"live moved {TRIES} times while classes were enrolled; the images are kept: send one again")
 
 
-def waiting_images(workshop: Workshop, model: Manifest) -> dict[int, list[str]]:
-    """The images that make the means of the classes without a row in `model`: the first training images of each."""
-    trained = {entry.id for entry in model.trained}
+def _left_over(registry: Registry, live: Manifest, wanted: Sources) -> Manifest | None:
+    """The version, sound and never live, that enrols just this upon `live`; None if there is none."""
+    once_live = {ref.version for ref in registry.history("live")}
+    for number in reversed(registry.versions()):
+        if number <= live.version:
+            break
+        found = registry.manifest(number)
+        like = found.kind == "enrolment" and found.parent == live.version and number not in once_live
+        if like and not registry.verify(number) and sources(registry, found) == wanted:
+            return found
+    return None
+
+
+def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources) -> Manifest:
+    """What `live` says of itself and holds for its model is taken over; figures and verdict were of other classes."""
+    registry = workshop.registry
+    classes, files = with_means(workshop, session.load(registry, live.version), wanted, used)
+    draft = replace(
+        live,
+        created_at=now(),
+        kind="enrolment",
+        parent=live.version,
+        default_answer="nearest_mean",
+        classes=classes,
+        results={},
+        gate=(),
+    )
+    return registry.publish(draft, files, reuse=[entry for entry in live.files if entry.name not in files])
+
+
+def waiting_images(workshop: Workshop, model: Manifest, live: Manifest | None) -> dict[int, list[str]]:
+    """The images that make the means of the classes without a row in `model`: the first training images of each.
+
+    Classes that an operator took out of `live` are left out.
+    """
+    without = {entry.id for entry in model.trained} | withdrawn.ids(workshop.store, live)
     found: dict[int, list[str]] = {}
     for example in examples.kept(workshop.store):
-        if example.role == "training" and example.class_id not in trained:
+        if example.role == "training" and example.class_id not in without:
             of_class = found.setdefault(example.class_id, [])
             if len(of_class) < MOST_IMAGES:
                 of_class.append(example.sha256)
@@ -100,7 +127,7 @@ def with_means(
             images = examples.pixels(workshop, ids, model.preprocess)
             means.append(class_mean(loaded, images, mirrored=bool(model.options.get("flip"))))
     following = 1 + max(entry.increment for entry in model.trained)
-    names = {known_class.id: known_class.name for known_class in workshop.store.classes()}
+    names = {entry.id: entry.name for entry in (*model.classes, *workshop.store.classes())}
     entries = tuple(ClassEntry(class_id, names[class_id], "enrolled", following) for class_id in waiting)
     classes = (*model.trained, *entries)
     files = {

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import sqlalchemy as sa
 
-from lifelist.deploy import tables
+from lifelist.deploy import tables, withdrawn
 from lifelist.deploy.records import KnownClass, Rollout, now
 from lifelist.deploy.store import QUEUED, Store, lock_classes, open_rollout_of
 from lifelist.deploy.workshop import Workshop
@@ -170,6 +170,8 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[
             results.append(result)
         if rows:
             connection.execute(tables.examples.insert(), rows)
+        if any(result.status == "accepted" for result in results):
+            withdrawn.clear(connection, [class_id])
     return results
 
 
@@ -217,11 +219,15 @@ def kept(store: Store, class_ids: Iterable[int] | None = None) -> list[Example]:
 
 
 def pending(store: Store, live: Manifest | None) -> list[KnownClass]:
-    """The classes that wait for training: with training images, no row in live's last layer, in no open increment."""
+    """The classes that wait for training: with training images, no row in live's last layer, in no open increment.
+
+    What an operator withdrew waits for nothing.
+    """
     trained = {entry.id for entry in live.trained} if live else set()
     learning = {class_id for rollout in store.open_rollouts() for class_id in rollout.class_ids}
+    out = withdrawn.ids(store, live)
     with_images = {example.class_id for example in kept(store) if example.role == "training"}
-    return [known for known in store.classes() if known.id in with_images - trained - learning]
+    return [known for known in store.classes() if known.id in with_images - trained - learning - out]
 
 
 def decoding(size: int, resize_to: int) -> Preprocess:

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 
-from lifelist.deploy import enrol, examples, feedback, rollout, stream, uploads
+from lifelist.deploy import enrol, examples, feedback, rollout, stream, uploads, withdrawn
 from lifelist.deploy.answers import Added, Increment, Judged, Moved
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
@@ -249,9 +249,7 @@ def rollback(workshop: With) -> Moved:
 
 
 def _live(workshop: Workshop, version: int) -> Moved:
-    before = workshop.registry.ref("live")
-    if before is None or before.version != version:
-        workshop.swap(version, None if before is None else before.generation)
+    withdrawn.make_live(workshop, version)
     live, previous = workshop.registry.ref("live"), workshop.registry.ref("previous")
     assert live is not None
     earlier = None if previous is None else previous.version

@@ -121,6 +121,8 @@ class Store:
                 "class_ids": wanted,
             }
             values |= {"cancel_requested": False, "facts": {}, "created_at": at, "updated_at": at}
+            wanted_again = tables.classes.update().where(tables.classes.c.id.in_(wanted)).values(withdrawn_at=None)
+            connection.execute(wanted_again)
             insert = tables.rollouts.insert().values(values).returning(tables.rollouts.c.id)
             rollout_id = int(connection.execute(insert).scalar_one())
             _tell(connection, rollout_id, "state", {"state": QUEUED})

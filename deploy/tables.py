@@ -11,7 +11,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from lifelist.exporter.errors import BadSetting, Conflict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_TIMEOUT_MS = 30_000  # how long a writer waits for another one's transaction
 LOCK_KEY = 0x11FE115  # PostgreSQL's advisory locks are numbers: this one is ours, and the next
 
@@ -26,6 +26,7 @@ classes = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("name", sa.String(100), nullable=False, unique=True),
     sa.Column("created_at", sa.String(32), nullable=False),
+    sa.Column("withdrawn_at", sa.String(32)),  # an operator took it out of live, and nobody asked for it since
     sqlite_autoincrement=True,
 )
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parts import SIZE, tiny_images, tiny_version
+from parts import SIZE, blob_path, flip_one_bit, tiny_images, tiny_version
 from parts_rollout import add, pictures, settings
 
 from lifelist.deploy import enrol, examples
@@ -129,3 +129,69 @@ def test_when_live_never_stands_still_the_error_says_that_the_images_are_kept(wo
     with pytest.raises(Unavailable, match="the images are kept"):
         enrol.enrol(replace(workshop, swap=swap))
     assert len(examples.kept(workshop.store)) == 20
+
+
+def test_an_enrolment_claims_no_figures_and_no_verdict_of_its_parent(tmp_path: Path) -> None:
+    workshop = open_workshop(settings(tmp_path))
+    tiny_version(
+        workshop.registry, first_id=100, live=True, passed=False, changes={"results": {"linear": {"all": 1.0}}}
+    )
+    parent = workshop.live
+    add(workshop, ["red"], 5)
+    version = enrol.enrol(workshop)
+    assert parent is not None
+    assert version is not None
+    assert (dict(version.results), version.gate) == ({}, ())  # of fewer classes, and about another version
+    assert version.parity == parent.parity  # the model is the same
+
+
+def test_a_class_that_live_has_enrolled_stays_when_its_images_are_gone(workshop: Workshop) -> None:
+    add(workshop, ["red"], 5)
+    first = enrol.enrol(workshop)
+    examples.forget(workshop, [e.sha256 for e in examples.kept(workshop.store)])
+    assert enrol.enrol(workshop) is None
+    add(workshop, ["blue"], 5)
+    second = enrol.enrol(workshop)
+    assert first is not None
+    assert second is not None
+    assert [c.name for c in second.classes[3:]] == ["red", "blue"]
+    red = [session.load(workshop.registry, v.version).means.means()[3] for v in (first, second)]
+    np.testing.assert_array_equal(*red)
+
+
+def test_what_is_enrolled_is_not_worse_for_some_of_its_images_that_are_gone(workshop: Workshop) -> None:
+    add(workshop, ["red"], 8)
+    assert enrol.enrol(workshop) is not None
+    examples.forget(workshop, [e.sha256 for e in examples.kept(workshop.store)][:4])
+    assert enrol.enrol(workshop) is None
+
+
+def test_an_enrolment_that_could_not_go_live_is_used_and_not_published_again(workshop: Workshop) -> None:
+    def refuse(version: int, expected: int | None) -> None:
+        raise Unavailable("no replica lives")
+
+    add(workshop, ["red"], 5)
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            enrol.enrol(replace(workshop, swap=refuse))
+    assert workshop.registry.versions() == [1, 2]
+    version = enrol.enrol(workshop)
+    assert version == workshop.registry.manifest(2) == workshop.live
+
+
+def test_an_enrolment_that_could_not_go_live_is_left_if_there_are_more_images_or_it_is_damaged(
+    workshop: Workshop,
+) -> None:
+    def refuse(version: int, expected: int | None) -> None:
+        raise Unavailable("no replica lives")
+
+    for count in (5, 8):
+        add(workshop, ["red"], count)
+        with pytest.raises(Unavailable):
+            enrol.enrol(replace(workshop, swap=refuse))
+    assert workshop.registry.versions() == [1, 2, 3]
+    flip_one_bit(blob_path(workshop.registry, workshop.registry.manifest(3), session.MEANS))
+    version = enrol.enrol(workshop)
+    assert version is not None
+    assert version.version == 4
+    assert workshop.registry.verify(4) == []
