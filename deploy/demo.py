@@ -1,66 +1,44 @@
 """`lifelist demo`: a served classifier learns new classes under traffic, told in the commands a user would type."""
 
-import contextlib
-import dataclasses
+import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 import click
-import numpy as np
-from PIL import Image
 
+from lifelist.deploy import ground
 from lifelist.deploy.cli_increments import follow
 from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.report import Increment, Phase, Step, accuracy_table, picture, traffic_table, waiting_table
 from lifelist.deploy.settings import Settings
+from lifelist.deploy.story import Story, digits, own_images
 from lifelist.deploy.terminal import progress
 from lifelist.deploy.traffic import Sent, Traffic
-from lifelist.exporter import session
-from lifelist.exporter.errors import BadInput, Conflict, Failed
-from lifelist.exporter.preprocess import decode
+from lifelist.exporter.errors import Conflict, Failed
 from lifelist.exporter.registry import Registry
 
 QUIET_S = 3.0  # without an update, so that there is something to compare with
 READY = "listening at"  # what `lifelist serve` says once it answers
-if TYPE_CHECKING:  # torch takes seconds, and most of the story does without
-    from lifelist.training.job import Learned as Trained
-    from lifelist.training.job import Task
-
 MARK = ".made-by-lifelist-demo"  # only a folder that has it is ever replaced
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
-
-
-@dataclass(frozen=True, slots=True)
-class Story:
-    """Which classes come when, and the images of each: those to learn from, and those held out for the client."""
-
-    base: tuple[str, ...]
-    arriving: tuple[tuple[str, ...], tuple[str, ...]]
-    learn: Path  # learn/<class>/*: what the user has
-    held_out: tuple[tuple[str, bytes], ...]  # (class, file): never shown to the server but as queries
-
-    def known_after(self, step: int) -> tuple[str, ...]:
-        """The classes known after the base (step 0), the first increment (1) and the second (2)."""
-        return self.base + sum(self.arriving[:step], ())
 
 
 def run(settings: Settings, *, keep: bool, data: Path | None) -> int:
     """Play the whole story in ./lifelist-demo; 0 only if no request failed and no answer was inconsistent."""
     began = time.monotonic()
+    ground.check_port(settings.serving.host, settings.serving.port)
     folder = _fresh_folder(Path("lifelist-demo"))
     say(f"Everything this demo makes is in {folder}/.")
-    story = _digits(folder) if data is None else _own_images(data, folder)
+    story = digits(folder) if data is None else own_images(data, folder)
     _write_settings(folder, settings, digits=data is None)
     lifelist = [sys.executable, "-m", "lifelist.deploy.cli", "--config", str(folder / "lifelist.toml")]
 
@@ -78,6 +56,8 @@ def run(settings: Settings, *, keep: bool, data: Path | None) -> int:
         phases = [Phase("before", time.time(), time.time() + QUIET_S)]
         time.sleep(QUIET_S)
 
+        base = client.increments()[-1]["id"]
+
         chapter(f"3. New classes through the HTTP API: {', '.join(story.arriving[0])}")
         first = _learn_by_http(client, story, traffic, phases)
 
@@ -89,7 +69,10 @@ def run(settings: Settings, *, keep: bool, data: Path | None) -> int:
         traffic.stop()
 
         chapter("6. What came of it")
-        steps = _measure(registry, story, [first, second], folder)
+        from lifelist.deploy.measure import measure  # with torch: seconds that the story does without until here
+
+        learned = {base: 1, first.rollout: first.version, second.rollout: second.version}
+        steps = measure(registry, folder / "data" / "work", story, learned)
         problems = _conclude(folder, story, steps, traffic.sent, phases, [first.waiting, second.waiting])
         say(f"{time.monotonic() - began:.0f} seconds in all.")
         if keep:
@@ -115,68 +98,28 @@ def chapter(title: str) -> None:
 def command(lifelist: Sequence[str], *arguments: str) -> None:
     """Show a command as the user would type it, run it, and let it speak for itself."""
     click.secho("  $ lifelist " + shlex.join(arguments), fg="cyan")
-    if code := subprocess.run([*lifelist, *arguments]).returncode:
+    if code := subprocess.run([*lifelist, *arguments], env=_environment()).returncode:
         raise Failed(f"`lifelist {shlex.join(arguments)}` ended with exit code {code}; what it said is above")
 
 
-# ----------------------------------------------------------------------------------------------------------- data
+def _environment() -> dict[str, str]:
+    """Without LIFELIST_*: the demo's commands go by its own settings file alone."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("LIFELIST_")}
+
+
+# --------------------------------------------------------------------------------------------------------- folder
 
 
 def _fresh_folder(folder: Path) -> Path:
-    if folder.exists() and not (folder / MARK).exists():
-        raise Conflict(f"{folder}/ exists and was not made by this demo; move it away, or run the demo elsewhere")
+    if folder.exists():
+        if not (folder / MARK).exists():
+            raise Conflict(f"{folder}/ exists and was not made by this demo; move it away, or run the demo elsewhere")
+        with ground.lock(folder / "data"):  # Conflict if an earlier demo's server is still there
+            pass
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / MARK).touch()
     return folder
-
-
-def _digits(folder: Path) -> Story:
-    """scikit-learn's handwritten digits (1,797 images of 8×8 pixels, 10 classes) as PNG files."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    files: dict[str, list[Path]] = {name: [] for name in DIGITS}
-    for k, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-        path = folder / "images" / DIGITS[label] / f"{k:04}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((255 * image / 16).round().astype(np.uint8)).convert("RGB").save(path)
-        files[DIGITS[label]].append(path)
-    return _story(files, folder)
-
-
-def _own_images(data: Path, folder: Path) -> Story:
-    """A folder per class of JPEG, PNG or WebP files."""
-    if not data.is_dir():
-        raise BadInput(f"--data takes a folder that has one folder of images for each class; {data} is not a folder")
-    files = {
-        sub.name: [f for f in sorted(sub.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
-        for sub in sorted(data.iterdir())
-        if sub.is_dir()
-    }
-    if few := {name: len(found) for name, found in files.items() if len(found) < 20}:
-        raise BadInput(f"the demo needs at least 20 images of each class in {data}; too few: {few}")
-    if len(files) < 4:
-        raise BadInput(
-            f"the demo needs at least 4 classes in {data}, two to begin with and two to add; found {list(files)}"
-        )
-    return _story(files, folder)
-
-
-def _story(files: Mapping[str, Sequence[Path]], folder: Path) -> Story:
-    """Every fourth image of each class is held out; of ten classes six come first, then two and two."""
-    names = list(files)
-    late = max(1, len(names) // 5)
-    held_out: list[tuple[str, bytes]] = []
-    for name, found in files.items():
-        (folder / "learn" / name).mkdir(parents=True)
-        for k, path in enumerate(found):
-            if k % 4 == 3:
-                held_out.append((name, path.read_bytes()))
-            else:
-                (folder / "learn" / name / path.name).symlink_to(path.resolve())
-    first, second = tuple(names[-2 * late : -late]), tuple(names[-late:])
-    return Story(tuple(names[: -2 * late]), (first, second), folder / "learn", tuple(held_out))
 
 
 def _write_settings(folder: Path, settings: Settings, *, digits: bool) -> None:
@@ -186,8 +129,9 @@ def _write_settings(folder: Path, settings: Settings, *, digits: bool) -> None:
         "[examples]",
         "keep = true  # for the contrast with fine-tuning at the end",
         "[serving]",
+        f'host = "{settings.serving.host}"',
+        f"port = {settings.serving.port}",
     ]
-    lines += [f"port = {settings.serving.port}"]
     if digits:
         lines += ["[training]", "image_size = 16", "resize_to = 16", "flip = false", "memory_total = 200"]
     (folder / "lifelist.toml").write_text("\n".join(lines) + "\n")
@@ -206,7 +150,7 @@ class _Server:
         click.secho("  $ lifelist serve", fg="cyan")
         with self.log.open("wb") as out:  # in a session of its own, so that ctrl-C reaches the demo alone
             self.process = subprocess.Popen(
-                self.arguments, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                self.arguments, env=_environment(), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
             )
         try:
             self._wait_until_ready()
@@ -314,88 +258,6 @@ def _send_feedback(client: Client, traffic: Traffic, most: int = 200) -> None:
             say("    " + line)
 
 
-# ------------------------------------------------------------------------------------------------------ measuring
-
-
-def _measure(registry: Registry, story: Story, learned: Sequence[Learned], folder: Path) -> list[Step]:
-    """Each version's accuracy on the held-out images of the classes known at its time, and fine-tuning's beside it."""
-    from lifelist.training.job import read_result, read_task
-
-    work = folder / "data" / "work"
-    rollouts = [min(increment.rollout for increment in learned) - 1, *(increment.rollout for increment in learned)]
-    tasks = [read_task(work / str(rollout)) for rollout in rollouts]
-    trained = [read_result(work / str(rollout)) for rollout in rollouts]
-    contrast = _finetuned(tasks, trained[0])
-    steps = []
-    for k, version in enumerate([1, *(increment.version for increment in learned)]):
-        loaded = session.load(registry, version)
-        known, new = story.known_after(k), story.arriving[k - 1] if k else ()
-        images = [(name, data) for name, data in story.held_out if name in known]
-        truth = np.array([name for name, _ in images])
-        pixels = np.stack([decode(data, loaded.manifest.preprocess) for _, data in images])
-        logits, embedding = loaded.run(pixels)
-        rows = np.array([c.name for c in loaded.manifest.trained])
-        names = {c.id: c.name for c in loaded.manifest.classes}
-        answers = {
-            "corrected": rows[logits.argmax(1)],
-            "uncorrected": rows[_rows(trained[k], tasks[k], pixels)],
-            "nearest_mean": np.array([names[top[0][0]] for top in loaded.nearest_mean(embedding, 1)]),
-            "finetune": rows[_rows(contrast[k], tasks[k], pixels)],
-        }
-        if k == 0:  # nothing to correct yet
-            del answers["uncorrected"]
-        of_group = {"all": np.full(len(truth), True), "old": ~np.isin(truth, new), "new": np.isin(truth, new)}
-        accuracy = {
-            key: {group: _share((found == truth)[which]) for group, which in of_group.items()}
-            for key, found in answers.items()
-        }
-        steps.append(Step(len(known), new, version, accuracy))
-    return steps
-
-
-def _finetuned(tasks: Sequence["Task"], base: "Trained") -> list["Trained"]:
-    """What plain fine-tuning makes of the very tasks that were learned, one after the other, after the same base."""
-    from lifelist.training.increment import learn
-
-    found = [base]
-    for task in tasks[1:]:
-        options = dataclasses.replace(task.options, method="finetune")
-        again = dataclasses.replace(task, options=options, teacher=found[-1].checkpoint, bias=None)
-        with _epochs(f"fine-tuning on {' and '.join(c.name for c in task.new)}, for contrast") as on_event:
-            found.append(learn(again, on_event=on_event))
-    return found
-
-
-def _rows(trained: "Trained", task: "Task", pixels: np.ndarray) -> np.ndarray:
-    """The row of the last layer that each image is taken for, without any correction. pixels: uint8 N×S×S×3."""
-    import torch
-
-    from lifelist.training.increment import load_network
-
-    network = load_network(trained.checkpoint, task.options, len(trained.class_ids))
-    mean, std = (torch.tensor(colour).view(3, 1, 1) for colour in (trained.mean, trained.std))
-    with torch.inference_mode():
-        scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
-        found: np.ndarray = network.head(network.features((scaled - mean) / std)).argmax(1).numpy()
-    return found
-
-
-@contextlib.contextmanager
-def _epochs(what: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A progress bar that training's events move."""
-    with progress(what, 100, "percent") as bar:
-
-        def on_event(event: Mapping[str, Any]) -> None:
-            if event["kind"] == "epoch":
-                bar.to(100 * event["epoch"] // event["epochs"])
-
-        yield on_event
-
-
-def _share(right: np.ndarray) -> float | None:
-    return float(right.mean()) if len(right) else None
-
-
 # ----------------------------------------------------------------------------------------------------- concluding
 
 
@@ -414,6 +276,8 @@ def _conclude(
     learned = sum(len(names) for names in story.arriving)
     failed = [s.failure for s in sent if s.failure]
     inconsistent = [s.inconsistency for s in sent if s.inconsistency]
+    if not sent:
+        failed.append("none was sent")
     requests = f"{len(sent):,} requests; {len(failed)} failed, {len(inconsistent)} inconsistent"
     title = f"{learned} classes learned under {requests}"
     picture(path, steps, sent, phases, title)
@@ -423,13 +287,13 @@ def _conclude(
             click.secho(f"A request {what}: {problem}", fg="red")
     if not failed and not inconsistent:
         click.secho(f"{title}.", fg="green", bold=True)
-    return failed + inconsistent
+    return [*failed, *inconsistent]
 
 
 def _say_what_to_try(lifelist: Sequence[str], story: Story, url: str, server: _Server) -> None:
     """For the user with whom the server is left."""
     name, image = story.base[0], sorted((story.learn / story.base[0]).iterdir())[0]
-    shown = "lifelist " + shlex.join(lifelist[3:])
+    shown = shlex.join([str(Path(sys.executable).with_name("lifelist")), *lifelist[3:]])
     say(f"\nThe server goes on at {url}. To try:\n")
     for line in (
         f"curl --data-binary @{image} -H 'Content-Type: image/png' '{url}/v1/classify?top_k=3'   # {name}",

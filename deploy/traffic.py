@@ -75,8 +75,17 @@ class Traffic:
             for truth, data in itertools.cycle(images):
                 if self._stop.is_set():
                     return
-                self.sent.append(self._send(http, truth, data))
+                self.sent.append(self._checked(http, truth, data))
                 time.sleep(self.pause_s)
+
+    def _checked(self, http: httpx.Client, truth: str, data: bytes) -> Sent:
+        """Whatever goes wrong in sending or in checking is a finding, never the end of the client."""
+        began, clock = time.time(), time.perf_counter()
+        try:
+            return self._send(http, truth, data)
+        except Exception as error:  # noqa: BLE001
+            seconds = time.perf_counter() - clock
+            return Sent(began, seconds, truth, failure=f"the answer cannot be checked: {type(error).__name__}: {error}")
 
     def _send(self, http: httpx.Client, truth: str, data: bytes) -> Sent:
         began = time.time()

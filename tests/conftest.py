@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+import parts_server
 import pytest
 from parts import tiny_version
 from parts_server import Server, started
@@ -19,3 +20,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     tiny_version(Registry(str(home / "registry")), live=True)
     with started(home, "--serving.replicas", "2") as made:
         yield made
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of loopback that nobody listens at."""
+    return parts_server.free_port()

@@ -41,11 +41,10 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(free_port: int) -> dict[str, str]:
-    """As a user's, with the package's commands on the path; small and short, and on a port of its own."""
+    """As a user's, with the package's commands on the path, and a port of its own."""
     return os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "LIFELIST_SERVING__PORT": str(free_port),
-        "LIFELIST_TRAINING__EPOCHS": "8",
     }
 
 

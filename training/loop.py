@@ -21,6 +21,8 @@ from lifelist.training.methods import Method, Schedule
 from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
 
+SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
+
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
 
@@ -111,8 +113,21 @@ def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) ->
         milestones=tuple(round(milestone * factor) for milestone in schedule.milestones),
         learning_rate=schedule.learning_rate * faster,
         batch_size=options.batch_size or schedule.batch_size,
+        least_steps=1 if options.batch_size else schedule.least_steps,
         colour=schedule.colour or options.colour,
     )
+
+
+def fitted(schedule: Schedule, images: int) -> Schedule:
+    """`schedule` for so many images: batches small enough for `least_steps` in an epoch, but not below SMALLEST_BATCH.
+
+    The learning rate falls with the root of the batch, as the noise of a step grows.
+    """
+    if images >= schedule.least_steps * schedule.batch_size or schedule.least_steps == 1:
+        return schedule
+    size = min(schedule.batch_size, max(SMALLEST_BATCH, images // schedule.least_steps))
+    slower = math.sqrt(size / schedule.batch_size)
+    return replace(schedule, batch_size=size, learning_rate=schedule.learning_rate * slower)
 
 
 def learning_rate(schedule: Schedule, epoch: int, share: float) -> float:
@@ -150,6 +165,7 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     """
     if len(phase.rows) < 2:
         raise Failed(f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2")
+    phase = replace(phase, schedule=fitted(phase.schedule, len(phase.rows)))
     optimiser = torch.optim.SGD(_groups(network, phase.schedule), lr=0.1, momentum=phase.schedule.momentum)
     random = {what: seeded(run.options.seed, phase.name, phase.n, what) for what in ("order", "augment", "noise")}
     with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):

@@ -16,6 +16,7 @@ class Schedule:
 
     epochs: int
     batch_size: int = 128
+    least_steps: int = 1  # an epoch of fewer takes smaller batches, so that few images are learned too (loop.fitted)
     learning_rate: float  # at the start ("steps"), or the peak ("one_cycle": linear warm-up, then half a cosine to 0)
     shape: Shape = "steps"
     milestones: tuple[int, ...] = ()  # after these epochs …
@@ -89,8 +90,8 @@ _ICARL = Schedule(
 )
 
 # For two cores: an increment starts from the teacher, so that a few epochs do, with one warm-up and one decay.
-_SHORT_BASE = Schedule(epochs=30, batch_size=64, learning_rate=0.1, shape="one_cycle", weight_decay=5e-4)
-_SHORT = Schedule(epochs=24, batch_size=64, learning_rate=0.1, shape="one_cycle", weight_decay=5e-4)
+_SHORT_BASE = Schedule(epochs=30, batch_size=64, least_steps=8, learning_rate=0.1, shape="one_cycle", weight_decay=5e-4)
+_SHORT = Schedule(epochs=24, batch_size=64, least_steps=8, learning_rate=0.1, shape="one_cycle", weight_decay=5e-4)
 _SHORT_TUNE = Schedule(epochs=9, batch_size=64, learning_rate=0.01, milestones=(3, 6), weight_decay=5e-4)
 _SHORT_ICARL = replace(_SHORT, epochs=30, learning_rate=2.0, weight_decay=2e-5, decays_biases=False)
 
