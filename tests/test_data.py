@@ -119,6 +119,13 @@ def test_parquet_of_the_usual_public_layouts_is_read(
         assert np.array_equal(found.images.pixels[1].numpy(), decode(png(2), Preprocess(8, 8, *HALF)))
 
 
+def test_a_class_name_under_two_labels_is_refused_by_name(tmp_path: Path) -> None:
+    columns = {"image": images(1, 2, 3), "label": [0, 1, 2], "class_name": ["crane", "owl", "crane"]}
+    file = parquet(tmp_path / "a.parquet", columns)
+    with pytest.raises(BadInput, match=r"row 2 has class 'crane' with label 2, but .* row 0 has it with 0; give each"):
+        read(file, TINY)
+
+
 def test_shards_named_train_and_test_are_a_split(tmp_path: Path) -> None:
     parquet(tmp_path / "train-00000-of-00001.parquet", {"img": images(1, 2), "label": [0, 1]})
     parquet(tmp_path / "test-00000-of-00001.parquet", {"img": images(3), "label": [1]})

@@ -17,7 +17,7 @@ from lifelist.training.forms import FORMS
 from lifelist.training.increment import learn, load_network, sort_images
 from lifelist.training.job import Task
 from lifelist.training.loop import Phase, Run, Teacher, batches, learning_rate, scaled, start, train
-from lifelist.training.methods import METHODS
+from lifelist.training.methods import METHODS, Schedule
 from lifelist.training.options import TrainingOptions
 from lifelist.training.rebalance import REBALANCE
 
@@ -77,6 +77,48 @@ def test_the_papers_decay_is_the_papers() -> None:
         "eeil": 40,
         "icarl": 70,
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "what", "epochs", "rate", "milestones", "factor", "decay", "views", "drops_last", "colour"),
+    [
+        ("bic", "base", 250, 0.1, (100, 150, 200), 0.1, 2e-4, 1, False, False),
+        ("bic", "increment", 250, 0.1, (100, 150, 200), 0.1, 2e-4, 1, False, False),
+        ("wa", "increment", 250, 0.1, (100, 150, 200), 0.1, 2e-4, 1, False, False),
+        ("eeil", "base", 100, 0.1, (25, 50, 75), 0.1, 1e-4, 12, False, True),
+        ("eeil", "increment", 40, 0.1, (10, 20, 30), 0.1, 1e-4, 12, False, True),
+        ("eeil", "balanced", 30, 0.01, (10, 20), 0.1, 1e-4, 12, False, True),
+        ("eeil-all", "increment", 40, 0.1, (10, 20, 30), 0.1, 1e-4, 12, False, True),
+        ("icarl", "base", 70, 2.0, (49, 63), 0.2, 2e-5, 1, True, False),
+        ("icarl", "increment", 70, 2.0, (49, 63), 0.2, 2e-5, 1, True, False),
+    ],
+)
+def test_every_number_of_the_papers_schedules(
+    method: str,
+    what: str,
+    epochs: int,
+    rate: float,
+    milestones: tuple[int, ...],
+    factor: float,
+    decay: float,
+    views: int,
+    drops_last: bool,
+    colour: bool,
+) -> None:
+    assert getattr(METHODS[method].schedules["paper"], what) == Schedule(
+        epochs=epochs,
+        batch_size=128,
+        learning_rate=rate,
+        shape="steps",
+        milestones=milestones,
+        factor=factor,
+        momentum=0.9,
+        weight_decay=decay,
+        decays_biases=method != "icarl",
+        views=views,
+        colour=colour,
+        drops_last=drops_last,
+    )
 
 
 def test_a_short_schedule_warms_up_then_falls_to_nothing() -> None:

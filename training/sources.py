@@ -112,6 +112,7 @@ def _parquet(shards: list[Path]) -> Iterator[Encoded]:
     """Rows of the usual public layout: image struct{bytes, path} or binary; label int or string; maybe class_name."""
     import pyarrow.parquet
 
+    label_of: dict[str, tuple[Any, str]] = {}  # class name → its label, and where it was first seen
     for shard in shards:
         try:
             file = pyarrow.parquet.ParquetFile(shard)
@@ -124,7 +125,14 @@ def _parquet(shards: list[Path]) -> Iterator[Encoded]:
         row = 0
         for batch in file.iter_batches(1024, columns=[c for c in (image, label, named) if c is not None]):
             for values in batch.to_pylist():
-                yield _row(values, image, label, named, known, split, f"{shard} row {row}")
+                found = _row(values, image, label, named, known, split, f"{shard} row {row}")
+                first, where = label_of.setdefault(found.class_name, (values[label], found.where))
+                if first != values[label]:
+                    raise BadInput(
+                        f"{found.where} has class {found.class_name!r} with {label} {values[label]!r}, but {where} has "
+                        f"it with {first!r}; give each class one name and one label"
+                    )
+                yield found
                 row += 1
 
 
