@@ -218,6 +218,7 @@ def environment(block: Block, folder: Path, nonce: str, drain_s: float) -> Mappi
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # three failures, and HAProxy is started anew
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",  # else another program could share our port, unseen
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
         # Ray: nobody without the token runs anything; replicas see the GPU without reserving it

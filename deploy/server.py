@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -33,6 +34,7 @@ from lifelist.exporter.errors import BadSetting, Conflict, Corrupt, Failed, Miss
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
 
+LOG = "ray.log"  # in home: what Ray says, from the latest start on
 VITAL = ("gcs_server", "raylet")  # the processes without which Ray is no more
 START_S = 180  # for Ray, Serve, HAProxy and the model together
 END_S = 60  # for what was accepted to be answered, and all processes to go
@@ -49,12 +51,15 @@ class Server:
     replicas: int
     nonce: str
     head: "subprocess.Popen[str]"
+    log: Path
 
     def watch(self) -> NoReturn:
         """Failed as soon as Ray is no more. While it is, it restarts by itself whatever else ends."""
         while self.head.poll() is None and not ground.missing(self.nonce, VITAL):
             time.sleep(0.5)
-        raise Failed("Ray ended, and the server with it; start it again, and everything goes on from where it was")
+        raise Failed(
+            f"Ray ended, and the server with it (see {self.log}); start it again, and all goes on from where it was"
+        )
 
 
 def serve(settings: Settings) -> int:
@@ -105,7 +110,9 @@ def running(settings: Settings) -> Iterator[Server]:
             ground.write(settings.home, replace(record, ray=_answer(head)["ray"]))
             provider = _verified(settings, nonce)
             up = True
-            yield Server(url_of(settings), manifest, provider, settings.serving.replicas, nonce, head)
+            yield Server(
+                url_of(settings), manifest, provider, settings.serving.replicas, nonce, head, settings.home / LOG
+            )
         finally:
             with _undisturbed():
                 if head is not None and up:
@@ -138,14 +145,16 @@ def _haproxy() -> str:
 
 def _head(settings: Settings, nonce: str, environment: Mapping[str, str]) -> "subprocess.Popen[str]":
     """The process that starts Ray, in a session of its own: ctrl-C is for this one, which passes it on in its way."""
-    head = subprocess.Popen(
-        [sys.executable, "-m", "lifelist.deploy.head"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | dict(environment),
-        text=True,
-        start_new_session=True,
-    )
+    with (settings.home / LOG).open("wb") as log:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "lifelist.deploy.head"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,  # Ray says much when something ends, and little of it is for users
+            env=os.environ | dict(environment),
+            text=True,
+            start_new_session=True,
+        )
     assert head.stdin is not None
     head.stdin.write(json.dumps({"settings": settings.model_dump(mode="json"), "nonce": nonce}) + "\n")
     head.stdin.flush()
