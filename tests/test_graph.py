@@ -15,7 +15,7 @@ from parts import DIM, PREPROCESS, images, tiny_network
 from torch import Tensor, nn
 
 from lifelist.exporter import fold, graph, index, parity
-from lifelist.exporter.errors import Failed
+from lifelist.exporter.errors import Failed, Refused
 from lifelist.exporter.manifest import BiasCorrection, Preprocess
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import open_session
@@ -304,6 +304,23 @@ def test_parity_sees_other_weights_and_another_normalisation(resnet: nn.Module, 
 def test_parity_without_images_is_no_parity(resnet: nn.Module, exported: bytes) -> None:
     with pytest.raises(ValueError, match="at least one image"):
         parity.compare(exported, resnet, *last_layer(7, 64), SMALL, images(1, 32)[:0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_parity_refuses_numbers_that_are_not_finite_though_both_sides_give_the_same(value: float) -> None:
+    weight, bias = last_layer(4, DIM)
+    bias[2] = value
+    data = graph.export(tiny_network(), weight=weight, bias=bias, preprocess=PREPROCESS)
+    with pytest.raises(Refused, match="the graph gives logits that are not finite for 5 of 5 images"):
+        parity.compare(data, tiny_network(), weight, bias, PREPROCESS, images(5))
+
+
+def test_parity_refuses_a_network_whose_features_are_not_finite() -> None:
+    network, (weight, bias) = tiny_network(), last_layer(4, DIM)
+    data = graph.export(network, weight=weight, bias=bias, preprocess=PREPROCESS)
+    network[3].bias.data[0] = np.nan
+    with pytest.raises(Refused, match=r"the network gives .* not finite for 5 of 5 images"):
+        parity.compare(data, network, weight, bias, PREPROCESS, images(5))
 
 
 def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
