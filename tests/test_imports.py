@@ -20,7 +20,6 @@ ALLOWED = {
     ("exporter/graph.py", "torch"),
     ("exporter/parity.py", "torch"),
     ("training/sidecar.py", "ray"),
-    ("training/network.py", "pickle"),  # for the name of the error by which torch refuses to unpickle
 }
 OF_EXPORTER_IN_TRAINING = {
     "errors",
