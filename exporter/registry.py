@@ -3,17 +3,19 @@
     blobs/sha256/<aa>/<digest>         content-addressed, immutable
     versions/<n>/manifest.json         written last, create-if-absent: a version without it does not exist
     refs/<name>/<generation>.json      {"version", "at"}, create-if-absent; the highest generation is what holds
-    tmp/                               unfinished files
+    tmp/                               unfinished files, and blobs that are about to be removed
 
 A reference is a log: to move it is to create generation g+1, which succeeds for one of those who saw g. That is
 compare-and-swap on folders and object stores alike, and the log says what was live when. `previous` is read off the log
 of `live`, so the two can never disagree.
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +26,7 @@ from lifelist.exporter.manifest import FileEntry, Manifest
 from lifelist.exporter.storage import SCRATCH, Storage, open_storage
 
 GRACE_S = 3600.0  # what is younger may belong to a publication under way
+_ASIDE = re.compile(rf"{SCRATCH}/[0-9a-f]{{64}}\.[0-9a-f]{{32}}")  # a blob that a collector took out of its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,7 @@ class Blobs:
                 self.get(digest)
                 self.storage.touch(_place(digest))  # it may be an old leftover, about to be collected
             except (Missing, Corrupt):
-                self.storage.remove(_place(digest))
-                self.storage.create(_place(digest), data)
+                self.storage.replace(_place(digest), data)
         return digest
 
     def get(self, sha256: str) -> bytes:
@@ -102,19 +104,32 @@ class Registry:
 
         `reuse` are files that another version brought, and which this one shares. The files are stored first and the
         manifest last: until it is there, complete, no reader sees anything. When two publish at once, one gets the
-        next number and the other the one after. Missing if a file to share is gone.
+        next number and the other the one after. Missing if a file to share is gone, Corrupt if it is damaged.
         """
-        for data in files.values():
+        contents = [*files.values(), *self._shared(reuse)]
+        for data in contents:
             self.blobs.put(data)
         entries = (*(FileEntry.of(name, data) for name, data in files.items()), *reuse)
-        if gone := [entry.name for entry in entries if not self.blobs.has(entry.sha256)]:
-            raise Missing(f"cannot publish: {self.url} no longer holds the bytes of {', '.join(gone)}; give them anew")
         number = max(self.versions(), default=0)
         while True:
             number += 1
             manifest = replace(draft, version=number, files=tuple(sorted(entries, key=lambda entry: entry.name)))
             if self.storage.create(_manifest_place(number), manifest.as_json().encode()):
-                return manifest
+                break
+        for data in contents:  # a collector that did not see the manifest may have taken an old leftover meanwhile
+            if not self.blobs.has(hashlib.sha256(data).hexdigest()):
+                self.blobs.put(data)
+        return manifest
+
+    def _shared(self, reuse: Sequence[FileEntry]) -> Iterator[bytes]:
+        """The verified bytes of files that another version brought."""
+        for entry in reuse:
+            try:
+                yield entry.verified(self.storage.read(_place(entry.sha256)))
+            except Missing:
+                raise Missing(
+                    f"cannot publish: {self.url} no longer holds the bytes of {entry.name}; give them anew"
+                ) from None
 
     def versions(self) -> list[int]:
         """The numbers of all versions, lowest first."""
@@ -199,14 +214,46 @@ class Registry:
         manifest cannot be read (Corrupt), since nobody knows what it refers to.
         """
         digests = self.blobs.digests()  # listed before the manifests, which may come to refer to one of them
-        needed = {entry.sha256 for number in self.versions() for entry in self.manifest(number).files}
-        unused = [_place(digest) for digest in digests if digest not in needed]
+        needed = self._needed()
         removed = []
-        for path in (*self.storage.files(SCRATCH), *unused):
-            if self._is_old(path, older_than_s):  # asked at the last moment, since `put` makes a blob young again
+        for path in self.storage.files(SCRATCH):
+            if not _ASIDE.fullmatch(path) and self._is_old(path, older_than_s):
                 self.storage.remove(path)
                 removed.append(path)
-        return removed
+        for digest in digests:
+            if digest not in needed and self._is_old(_place(digest), older_than_s):  # asked last: `put` makes it young
+                with contextlib.suppress(Missing):  # collected by another, in this moment
+                    self.storage.move(_place(digest), f"{SCRATCH}/{digest}.{uuid.uuid4().hex}")
+        return removed + self._forget_what_is_aside()
+
+    def _forget_what_is_aside(self) -> list[str]:
+        """Remove the blobs that were set aside, and put back those that a version needs by now: paths of the removed.
+
+        A publisher writes its manifest and then looks whether its blobs are there; here a blob is set aside and then
+        the manifests are read. So one of the two sees what the other did, whatever the order, and the blob stays.
+        """
+        aside = [path for path in self.storage.files(SCRATCH) if _ASIDE.fullmatch(path)]  # of killed collectors too
+        try:
+            needed = self._needed()
+        except LifelistError:
+            self._put_back(aside)
+            raise
+        digests = {path: path.removeprefix(f"{SCRATCH}/").partition(".")[0] for path in aside}
+        self._put_back([path for path in aside if digests[path] in needed])
+        unused = [path for path in aside if digests[path] not in needed]
+        for path in unused:
+            self.storage.remove(path)
+        return [_place(digests[path]) for path in unused]
+
+    def _put_back(self, aside: Sequence[str]) -> None:
+        for path in aside:
+            with contextlib.suppress(Missing):  # put back by another, in this moment
+                self.blobs.put(self.storage.read(path))
+                self.storage.remove(path)
+
+    def _needed(self) -> set[str]:
+        """The sha256 of every blob that a version refers to; Corrupt if a manifest cannot be read."""
+        return {entry.sha256 for number in self.versions() for entry in self.manifest(number).files}
 
     def _is_old(self, path: str, limit_s: float) -> bool:
         try:

@@ -9,6 +9,7 @@ import inspect
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,12 @@ class Storage(Protocol):
 
     def create(self, path: str, data: bytes) -> bool:
         """Store a new file, whole or not at all. False, and nothing done, if there is one."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Store a file over what is there: readers see the one or the other, whole."""
+
+    def move(self, path: str, to: str) -> None:
+        """Give a file another path, where none is; Missing if there is none."""
 
     def read(self, path: str) -> bytes:
         """The file's bytes; Missing if there is none."""
@@ -66,24 +73,32 @@ class Folder:
         self.root = root
 
     def create(self, path: str, data: bytes) -> bool:
-        target, unfinished = self.root / path, self.root / SCRATCH / uuid.uuid4().hex
+        target = self.root / path
         if target.exists():
             return False
-        self._make(unfinished.parent)
-        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444)  # nothing stored is ever changed
-        try:
-            with open(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        with self._written(data) as unfinished:
             self._make(target.parent)
-            os.link(unfinished, target)  # atomic, and fails if the name is taken
-        except FileExistsError:
-            return False
-        finally:
-            unfinished.unlink(missing_ok=True)
+            try:
+                os.link(unfinished, target)  # atomic, and fails if the name is taken
+            except FileExistsError:
+                return False
         _sync(target.parent)
         return True
+
+    def replace(self, path: str, data: bytes) -> None:
+        target = self.root / path
+        with self._written(data) as unfinished:
+            self._make(target.parent)
+            os.replace(unfinished, target)
+        _sync(target.parent)
+
+    def move(self, path: str, to: str) -> None:
+        target = self.root / to
+        self._make(target.parent)
+        try:
+            os.rename(self.root / path, target)
+        except FileNotFoundError:
+            raise Missing(f"{self.root / path} does not exist") from None
 
     def read(self, path: str) -> bytes:
         try:
@@ -118,6 +133,21 @@ class Folder:
 
     def remove(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _written(self, data: bytes) -> Iterator[Path]:
+        """A file with these bytes, durable, under a name of its own; gone afterwards if it still has that name."""
+        unfinished = self.root / SCRATCH / uuid.uuid4().hex
+        self._make(unfinished.parent)
+        descriptor = os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o444)  # nothing stored is ever changed
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield unfinished
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def _make(self, folder: Path) -> None:
         """The folder and those above it, durable."""
@@ -155,6 +185,14 @@ class ObjectStore:
             return False
         return True
 
+    def replace(self, path: str, data: bytes) -> None:
+        self.fs.pipe_file(f"{self.root}/{path}", data)
+
+    def move(self, path: str, to: str) -> None:
+        """Copied, then removed: killed in between, it lies in both places."""
+        self.replace(to, self.read(path))
+        self.remove(path)
+
     def read(self, path: str) -> bytes:
         try:
             data: bytes = self.fs.cat_file(f"{self.root}/{path}")
@@ -180,7 +218,7 @@ class ObjectStore:
 
     def touch(self, path: str) -> None:
         """An object store dates what is written, so the same bytes are written again."""
-        self.fs.pipe_file(f"{self.root}/{path}", self.read(path))
+        self.replace(path, self.read(path))
 
     def age_s(self, path: str) -> float:
         self.fs.invalidate_cache()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -269,6 +270,23 @@ def test_publishing_the_same_bytes_again_heals_a_blob_that_was_altered(local: Re
     assert local.verify(1) == local.verify(2) == []
 
 
+def test_a_blob_is_healed_without_a_moment_in_which_it_is_gone(
+    local: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = local.publish(DRAFT, {"model.onnx": b"m" * 100})
+    flip_one_bit(path := blob_path(local, first, "model.onnx"))
+    for call in ("link", "replace"):
+        real = getattr(os, call)
+
+        def there(*arguments: Any, real: Any = real) -> None:
+            assert path.exists()
+            real(*arguments)
+
+        monkeypatch.setattr(os, call, there)
+    assert local.put_blob(b"m" * 100) == path.name
+    assert (local.verify(1), local.storage.files("tmp")) == ([], [])
+
+
 def test_what_is_stored_cannot_be_written_over(local: Registry) -> None:
     local.publish(DRAFT, {"model.onnx": b"m"})
     assert {path.stat().st_mode & 0o222 for path in stored(local)} == {0}
@@ -396,6 +414,68 @@ def test_gc_removes_nothing_while_a_manifest_cannot_be_read(local: Registry) -> 
     with pytest.raises(Corrupt):
         local.collect_garbage(older_than_s=0)
     assert len(local.blobs.digests()) == 2
+
+
+@pytest.mark.parametrize("moment", ["_is_old", "move", "_needed"])
+@pytest.mark.parametrize("share", [False, True], ids=["brought", "shared"])
+def test_an_old_leftover_that_is_published_while_gc_is_at_it_is_not_lost(
+    moment: str, share: bool, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher comes between two steps of the collector: before it takes a blob, after, or after its last look."""
+    data = b"left over last week"
+    registry.put_blob(data)
+    other = Registry(registry.url)
+    owner: Any = registry.storage if moment == "move" else registry
+    real, published = getattr(owner, moment), []
+
+    def then_publish(*arguments: Any) -> Any:
+        found = real(*arguments)
+        if not published:
+            try:
+                published.append(
+                    other.publish(DRAFT, {}, reuse=[FileEntry.of("model.onnx", data)])
+                    if share
+                    else other.publish(DRAFT, {"model.onnx": data})
+                )
+            except Missing:  # to share what is gone is refused; nothing was promised to anybody
+                assert share
+                assert moment == "move"
+        return found
+
+    monkeypatch.setattr(owner, moment, then_publish)
+    registry.collect_garbage(older_than_s=0)
+    assert [other.verify(version) for version in other.versions()] == [[]] * len(published)
+    assert len(published) == 1 or share
+
+
+def test_gc_that_ends_between_a_manifest_and_the_publishers_last_look_loses_nothing(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector has read the manifests for the last time; then the manifest appears; the publisher mends it."""
+    data = b"left over last week"
+    registry.put_blob(data)
+    real = registry.storage.create
+
+    def collected_first(path: str, content: bytes) -> bool:
+        if path.startswith("versions/"):
+            Registry(registry.url).collect_garbage(older_than_s=0)
+        return real(path, content)
+
+    monkeypatch.setattr(registry.storage, "create", collected_first)
+    for reuse in ([], [FileEntry.of("model.onnx", data)]):
+        made = registry.publish(DRAFT, {} if reuse else {"model.onnx": data}, reuse=reuse)
+        assert registry.verify(made.version) == []
+
+
+def test_a_blob_that_a_killed_gc_had_set_aside_is_put_back_if_a_version_needs_it(local: Registry) -> None:
+    made = local.publish(DRAFT, {"model.onnx": b"m"})
+    digest = made.file("model.onnx").sha256
+    for aside in (f"tmp/{digest}.{'0' * 32}", f"tmp/{'a' * 64}.{'1' * 32}"):
+        local.storage.create(aside, b"m")
+    local.blobs.remove(digest)
+    assert local.collect_garbage() == [f"blobs/sha256/aa/{'a' * 64}"]
+    assert local.verify(1) == []
+    assert local.storage.files("tmp") == []
 
 
 def test_gc_beside_writers_takes_nothing_from_them(local: Registry) -> None:
