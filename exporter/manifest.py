@@ -219,7 +219,7 @@ class Manifest:
         """The manifest in `text`; BadManifest names the field that is wrong, Corrupt says that it was altered."""
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the second: nested a thousand deep
             raise BadManifest(f"the manifest is not JSON: {error}") from error
         if not isinstance(found, dict) or "digest" not in found:
             raise BadManifest(

@@ -105,7 +105,7 @@ def load(
     known = [entry.id for entry in manifest.classes]
     if sorted(means.ids) != sorted(known):
         raise Corrupt(f"version {version} has means of the classes {sorted(means.ids)}, and names {sorted(known)}")
-    if share is not None and share.manifest.file(MODEL).sha256 == manifest.file(MODEL).sha256:
+    if share is not None and _graph(share.manifest) == _graph(manifest):
         return Loaded(manifest, share.provider, share.session, means)
     model = registry.read(manifest, MODEL)
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
@@ -113,6 +113,12 @@ def load(
     loaded = Loaded(manifest, used, session, means)
     _probe(loaded)
     return loaded
+
+
+def _graph(manifest: Manifest) -> tuple[str, int, int, int]:
+    """What a graph was inspected for: versions that agree in all of it may share a session."""
+    size, rows = manifest.preprocess.size, len(manifest.trained)
+    return manifest.file(MODEL).sha256, size, rows, manifest.embedding_dim
 
 
 def _probe(loaded: Loaded) -> None:

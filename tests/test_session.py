@@ -141,6 +141,16 @@ def test_a_version_with_the_same_graph_shares_the_session(registry: Registry) ->
     assert session.load(registry, other.version, share=loaded).session is not loaded.session
 
 
+def test_a_manifest_that_promises_another_head_of_a_shared_graph_is_refused(registry: Registry) -> None:
+    first = tiny_version(registry, BIRDS[:3], live=True)
+    loaded = session.load(registry, 1)
+    means = index.build([0, 1], np.eye(2, DIM, dtype=np.float32))
+    lying = replace(first, version=0, classes=first.classes[:2])
+    published = registry.publish(lying, {"class_means.faiss": means}, reuse=[first.file("model.onnx")])
+    with pytest.raises(Corrupt, match=r"logits"):
+        session.load(registry, published.version, share=loaded)
+
+
 def test_a_version_that_does_not_exist_is_missing(registry: Registry) -> None:
     with pytest.raises(Missing, match="there is no version 3"):
         session.load(registry, 3)
