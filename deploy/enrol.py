@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import sqlalchemy as sa
 
-from lifelist.deploy import examples, withdrawn
+from lifelist.deploy import examples, tables, withdrawn
 from lifelist.deploy.records import now
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter import index, session
@@ -86,6 +87,15 @@ def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources)
         gate=(),
     )
     return registry.publish(draft, files, reuse=[entry for entry in live.files if entry.name not in files])
+
+
+def situation(workshop: Workshop) -> tuple[object, ...]:
+    """What decides whether there is something to enrol, cheap to ask for: if it is as before, there is nothing new."""
+    c = tables.examples.c
+    with workshop.store.reading() as connection:
+        query = sa.select(sa.func.count(), sa.func.max(c.added_at)).where(c.gone_at.is_(None))
+        arrived = tuple(connection.execute(query).one())
+    return workshop.registry.ref("live"), arrived, frozenset(withdrawn.ids(workshop.store, None))
 
 
 def waiting_images(workshop: Workshop, model: Manifest, live: Manifest | None) -> dict[int, list[str]]:

@@ -26,6 +26,7 @@ from lifelist.serving import catalog, prediction
 from lifelist.serving.catalog import Catalog
 from lifelist.serving.numbers import natural
 
+CATCH_UP_S, CATCH_UP_AT_MOST_S = 1.0, 30.0  # between looks for images to enrol; more after each failure
 LARGEST_ID = 2**31 - 1  # of anything that is numbered here
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @asynccontextmanager
 async def _catching_up(application: FastAPI) -> AsyncIterator[None]:
-    """At the start, enrol what a killed server accepted and did not get to."""
+    """While the server runs, enrol what was accepted and not got to: by a killed server, or as no replica was up."""
     task = asyncio.create_task(_catch_up(application.state.desk))
     yield
     task.cancel()
@@ -88,15 +89,20 @@ def app(workshop: Workshop, catalog_: Catalog) -> FastAPI:
     return made
 
 
-async def _catch_up(desk: Desk, pause_s: float = 1) -> None:
+async def _catch_up(desk: Desk) -> None:
+    done, pause = None, CATCH_UP_S
     while True:
         try:
-            async with desk.turn:
-                await run_in_threadpool(enrol.enrol, desk.workshop)
-            return
-        except LifelistError as error:  # the replicas are not up yet, or another swap is under way
-            log.info("enrolment.postponed", extra={"facts": {"reason": str(error)}})
-            await asyncio.sleep(pause_s)
+            seen = await run_in_threadpool(enrol.situation, desk.workshop)
+            if seen != done:
+                async with desk.turn:
+                    await run_in_threadpool(enrol.enrol, desk.workshop)
+            done, pause = seen, CATCH_UP_S
+        except Exception as error:  # replicas that are not up yet, another swap, a database that is away: it goes on
+            pause = min(2 * pause, CATCH_UP_AT_MOST_S)
+            facts = {"reason": f"{type(error).__name__}: {error}", "again_in_s": pause}
+            log.warning("enrolment.postponed", extra={"facts": facts}, exc_info=not isinstance(error, LifelistError))
+        await asyncio.sleep(pause)
 
 
 def the_desk(request: Request) -> Desk:

@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from parts import BIRDS, tiny_version
 from parts_operator import Server, bird, files, serving, take_step, tell_epoch
 
-from lifelist.deploy import examples, operator, uploads
+from lifelist.deploy import enrol, examples, operator, uploads
 from lifelist.deploy.client import Client
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, Missing, TooLarge, Unavailable
@@ -201,6 +202,32 @@ def form(*parts: tuple[str, str | None, bytes]) -> tuple[io.BytesIO, bytes]:
         for name, file, data in parts
     )
     return io.BytesIO(body + b"--b--\r\n"), b"b"
+
+
+def test_what_could_not_be_enrolled_is_enrolled_later_without_another_request(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError("disk full"), sa.exc.OperationalError("", {}, Exception("away")), Unavailable("no replica")]
+    original, calls = enrol.enrol, []
+
+    def failing(workshop: Workshop) -> Any:
+        calls.append(workshop)
+        if failures:
+            raise failures.pop(0)
+        return original(workshop)
+
+    monkeypatch.setattr(operator, "CATCH_UP_AT_MOST_S", 0.1)
+    monkeypatch.setattr(enrol, "enrol", failing)
+    examples.add(server.workshop, "wren", files(3, 5))  # accepted, and then the request failed
+    deadline = time.monotonic() + 20
+    while "wren" not in [known["name"] for known in client.classes()["classes"]]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert failures == []
+    time.sleep(3)  # one more look, at the version that it made; then there is nothing to do
+    count = len(calls)
+    time.sleep(2.5)
+    assert len(calls) == count <= 5
 
 
 def test_parts_come_out_as_they_went_in_whatever_the_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
