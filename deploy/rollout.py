@@ -111,6 +111,8 @@ def carry(workshop: Workshop, rollout: Rollout) -> Rollout:
     store = workshop.store
     while not rollout.ended:
         if rollout.cancel_requested:
+            if rollout.state == "train":  # a carrier that was killed left it
+                workshop.end_training()
             rollout = store.move(rollout, "cancelled", reason=f"cancelled in state {rollout.state!r}")
             continue
         following, facts = ("intake", {}) if rollout.state == QUEUED else _take(workshop, rollout)
@@ -138,6 +140,7 @@ def _take(workshop: Workshop, rollout: Rollout) -> tuple[str, steps.Facts]:
     except Refused as refusal:  # a verdict
         return step.if_refused, {**refusal.facts, "reason": str(refusal)}
     except Cancelled as request:
+        workshop.end_training()
         return "cancelled", {"reason": str(request)}
     except Moved as error:
         return step.if_moved, {} if step.if_moved in STEPS else {"reason": str(error)}

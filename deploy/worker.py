@@ -33,7 +33,7 @@ class Worker:
         events.to_stderr(logging.INFO)
         serving = settings.serving
         replace_live = swap.over_replicas(Registry(settings.registry_url), serving.prepare_timeout_s)
-        self.workshop = open_workshop(settings, train=train_beside, swap=replace_live)
+        self.workshop = open_workshop(settings, train=train_beside, swap=replace_live, end_training=end_trainer)
         threading.Thread(target=self._work, name="rollouts", daemon=True).start()
 
     def process_id(self) -> int:
@@ -76,10 +76,22 @@ def train_beside(folder: Path, look: Look) -> None:
         try:
             look()
         except Cancelled:
-            ray.kill(trainer, no_restart=True)
+            end_trainer()
             raise
     try:
         ray.get(running)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error  # what training raised, in its own words
-    ray.kill(trainer, no_restart=True)  # its memory, and the GPU's, are worth more than a quick start next time
+    finally:
+        end_trainer()  # its memory, and the GPU's, are worth more than a quick start next time
+
+
+def end_trainer() -> None:
+    """End the trainer, and what it trains, whoever started it. Nothing happens if there is none."""
+    from lifelist.training import sidecar
+
+    try:
+        trainer = ray.get_actor(sidecar.NAME, namespace=sidecar.NAMESPACE)
+    except ValueError:
+        return
+    ray.kill(trainer, no_restart=True)

@@ -29,6 +29,7 @@ class Workshop:
     images: Blobs  # the encoded files of examples, by content
     train: Train
     swap: Swap
+    end_training: Callable[[], None] = lambda: None  # what trains outside of this process, if anything does
 
     @property
     def live(self) -> Manifest | None:
@@ -41,7 +42,12 @@ class Workshop:
         return self.settings.work_folder / str(rollout_id)
 
 
-def open_workshop(settings: Settings, train: Train | None = None, swap: Swap | None = None) -> Workshop:
+def open_workshop(
+    settings: Settings,
+    train: Train | None = None,
+    swap: Swap | None = None,
+    end_training: Callable[[], None] = lambda: None,
+) -> Workshop:
     """A workshop on what `settings` name. Without `train` and `swap`: in this process, and of the registry alone."""
     registry = Registry(settings.registry_url)
 
@@ -49,7 +55,9 @@ def open_workshop(settings: Settings, train: Train | None = None, swap: Swap | N
         registry.promote(version, expected)
 
     images = Blobs(open_storage(settings.examples_folder))
-    return Workshop(settings, Store(settings.database_url), registry, images, train or train_here, swap or promote)
+    return Workshop(
+        settings, Store(settings.database_url), registry, images, train or train_here, swap or promote, end_training
+    )
 
 
 def train_here(folder: Path, look: Look) -> None:

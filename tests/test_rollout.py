@@ -217,6 +217,24 @@ def test_cancelling_ends_training_after_the_epoch(tmp_path: Path) -> None:
     assert [s.state for s in workshop.store.steps(2)] == ["intake", "train"]
 
 
+def test_cancelling_in_training_ends_the_trainer_that_a_killed_carrier_left(tmp_path: Path) -> None:
+    ended: list[str] = []
+
+    def killed(folder: Path, look: Look) -> None:
+        raise KeyboardInterrupt
+
+    shop = prepared(tmp_path)
+    shop = replace(shop, train=killed, end_training=lambda: ended.append(shop.store.rollout(2).state))
+    add(shop, ["blue"])
+    rollout.start(shop)
+    with pytest.raises(KeyboardInterrupt):
+        rollout.carry_all(shop)
+    assert ended == []  # it trains on, for whoever carries the increment next
+    shop.store.request_cancel(2)
+    assert rollout.carry_all(shop)[-1].state == "cancelled"
+    assert ended == ["train"]  # before the state moved: a kill in between leaves none
+
+
 def test_a_class_enrolled_while_another_goes_live_is_carried_into_the_new_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,3 +55,35 @@ def test_a_killed_trainer_comes_back_by_itself_and_ends_with_the_same_bits(tmp_p
         increment.run(tmp_path / "here")
         weights = [(tmp_path / name / "result" / "checkpoint.safetensors").read_bytes() for name in ("beside", "here")]
         assert weights[0] == weights[1]
+
+
+ENDED = """
+import json, sys
+from pathlib import Path
+import ray
+ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+from lifelist.deploy import worker
+from lifelist.training import sidecar
+def there():
+    return any(actor["name"] == sidecar.NAME for actor in ray.util.list_named_actors(all_namespaces=True))
+told = []
+worker.end_trainer()  # there is none, and that is no error
+ray.get(sidecar.trainer().process_id.remote())
+told.append(there())
+worker.end_trainer()
+told.append(there())
+try:
+    worker.train_beside(Path(sys.argv[1]), lambda: None)
+except Exception as error:
+    told += [type(error).__name__, there()]
+print(json.dumps(told))
+ray.shutdown()
+"""
+
+
+def test_a_trainer_is_ended_by_its_name_and_after_a_training_that_failed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", ENDED, str(tmp_path / "nothing")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    first, second, _, last = json.loads(ran.stdout.splitlines()[-1])
+    assert (first, second, last) == (True, False, False)
