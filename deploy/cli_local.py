@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +27,10 @@ def settings(resolved: Resolved, markdown: bool, as_json: bool) -> None:
         click.echo(reference(), nl=False)
         return
     dumped = resolved.settings.model_dump(mode="json")
-    found = {name: {"value": _value(dumped, name), "source": resolved.sources.get(name, "default")} for name in keys()}
+    found = {
+        name: {"value": _masked(_value(dumped, name)), "source": resolved.sources.get(name, "default")}
+        for name in keys()
+    }
     rows = []
     for name, one in found.items():
         lines = [_short(item) for item in one["value"]] if isinstance(one["value"], list) else [_short(one["value"])]
@@ -85,6 +89,11 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(_short(item) for item in value)
     return str(value)
+
+
+def _masked(value: Any) -> Any:
+    """A URL without its password; anything else as it is."""
+    return re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", value) if isinstance(value, str) else value
 
 
 def _value(dumped: Any, name: str) -> Any:

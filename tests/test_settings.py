@@ -167,3 +167,18 @@ def test_importing_settings_takes_neither_torch_nor_ray() -> None:
 @pytest.mark.parametrize(("word", "answer"), [("port", " Did you mean ports?"), ("zzzzz", "")])
 def test_only_a_word_that_is_like_the_one_typed_is_suggested(word: str, answer: str) -> None:
     assert nearest(word, ["ports", "host"]) == answer
+
+
+def test_a_password_in_a_url_is_not_shown(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "lifelist.deploy.cli",
+        "settings",
+        "--database",
+        "postgresql+psycopg://u:hush@h/db",
+    ]
+    for form in ([], ["--json"]):
+        shown = subprocess.run([*command, *form], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert "postgresql+psycopg://u:***@h/db" in shown
+        assert "hush" not in shown
