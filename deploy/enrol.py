@@ -137,7 +137,7 @@ def with_means(
             images = examples.pixels(workshop, ids, model.preprocess)
             means.append(class_mean(loaded, images, mirrored=bool(model.options.get("flip"))))
     following = 1 + max(entry.increment for entry in model.trained)
-    names = {entry.id: entry.name for entry in (*model.classes, *workshop.store.classes())}
+    names = {c.id: c.name for c in model.classes} | {c.id: c.name for c in workshop.store.classes()}
     entries = tuple(ClassEntry(class_id, names[class_id], "enrolled", following) for class_id in waiting)
     classes = (*model.trained, *entries)
     files = {

@@ -1,5 +1,5 @@
 """Classes that an operator took out of live, by going to a version that does not know them. They stay out: neither
-enrolling nor an increment of other classes brings them back, until new images of them arrive or an increment names them.
+enrolling nor an increment of others brings them back, until new images of them arrive or an increment names them.
 """
 
 from collections.abc import Sequence
