@@ -60,9 +60,10 @@ images after the last increment, on all, old (8) and new (2) classes: mean (leas
         print(f"| `{method}` | {by.replace('_', ' ')} | {' | '.join(cells)} | {seconds:.0f} |")
     print(f"""
 With `bic` the six base classes lost {statistics.mean(lost):.1f} points of accuracy over the two increments \
-({min(lost):.1f}–{max(lost):.1f}), from when they were alone to when ten classes competed.
+({min(lost):.1f}–{max(lost):.1f}),
+from when they were alone to when ten classes competed.
 
-By `benchmarks/digits.py`, {datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, \
+By `python {" ".join(sys.argv)}`, {datetime.now(UTC):%Y-%m-%d}, {platform.system()} {platform.machine()}, \
 {software["device"]}, torch {torch.__version__}, {software["precision"]}.""")
 
 
