@@ -43,6 +43,7 @@ class Step:
     then: str
     if_refused: str = "rejected"
     if_moved: str = "failed"
+    if_failed: str = "failed"  # for good; where that is no end in failure, the reason is an event only
 
 
 # fmt: off
@@ -54,7 +55,7 @@ STEPS = {
     "gate":    Step(steps.judge_candidate,      then="publish", if_refused="keep"),
     "publish": Step(steps.publish_version,      then="swap"),
     "swap":    Step(steps.make_live,            then="tidy",    if_moved="publish"),  # classes were enrolled meanwhile
-    "tidy":    Step(steps.tidy,                 then="done"),
+    "tidy":    Step(steps.tidy,                 then="done",    if_failed="done"),  # live has moved already
     "keep":    Step(steps.keep_rejected,        then="rejected"),
 }
 # fmt: on
@@ -132,9 +133,9 @@ def carry(workshop: Workshop, rollout: Rollout) -> Rollout:
 def _take(workshop: Workshop, rollout: Rollout) -> tuple[str, steps.Facts]:
     """Run the step of a rollout's state: (the state that follows, facts)."""
     step = STEPS[rollout.state]
-    attempt = workshop.store.begin_step(rollout)
-    if attempt > MOST_ATTEMPTS:
-        return "failed", {"reason": f"step {rollout.state!r} was begun {MOST_ATTEMPTS} times, and killed each time"}
+    begun, raised = workshop.store.begin_step(rollout)
+    if begun - raised > MOST_ATTEMPTS:
+        return _failed(workshop, rollout, f"step {rollout.state!r} was killed {MOST_ATTEMPTS} times")
     try:
         return step.then, step.run(workshop, rollout)
     except Refused as refusal:  # a verdict
@@ -146,13 +147,22 @@ def _take(workshop: Workshop, rollout: Rollout) -> tuple[str, steps.Facts]:
         return step.if_moved, {} if step.if_moved in STEPS else {"reason": str(error)}
     except (BadInput, Conflict, Corrupt, Failed, Missing) as error:  # the same again would end the same
         log.warning("step.failed", extra={"facts": {"id": rollout.id, "state": rollout.state}}, exc_info=True)
-        return "failed", {"reason": f"in step {rollout.state!r}: {error}"}
+        return _failed(workshop, rollout, f"in step {rollout.state!r}: {error}")
     except Exception as error:
-        if attempt < MOST_FAILURES:
+        if (raised := workshop.store.fail_step(rollout)) < MOST_FAILURES:
             raise
         log.exception("step.failed", extra={"facts": {"id": rollout.id, "state": rollout.state}})
         kind = type(error).__name__
-        return "failed", {"reason": f"step {rollout.state!r} failed {attempt} times, at last with {kind}: {error}"}
+        return _failed(workshop, rollout, f"step {rollout.state!r} failed {raised} times, at last with {kind}: {error}")
+
+
+def _failed(workshop: Workshop, rollout: Rollout, reason: str) -> tuple[str, steps.Facts]:
+    """(the state that follows, facts) of a step that is given up."""
+    following = STEPS[rollout.state].if_failed
+    if following == "failed":
+        return following, {"reason": reason}
+    workshop.store.tell(rollout.id, "step-failed", {"state": rollout.state, "reason": reason})
+    return following, {}
 
 
 def _clear(workshop: Workshop, rollout: Rollout) -> None:

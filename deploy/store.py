@@ -4,6 +4,7 @@ Every method is one transaction. A rollout is only ever moved from the state tha
 so two processes that carry the same one cannot both take a step.
 """
 
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -60,6 +61,8 @@ class Store:
     def class_named(self, name_or_id: str | int) -> KnownClass:
         """The class of that name, else of that id (also written as text). Missing names the nearest."""
         known = self.classes()
+        if isinstance(name_or_id, str):  # as names are kept
+            name_or_id = unicodedata.normalize("NFC", name_or_id).strip()
         found = next((k for k in known if k.name == name_or_id), None)
         found = found or next((k for k in known if str(k.id) == str(name_or_id)), None)
         if found is None:
@@ -153,11 +156,19 @@ class Store:
                 return self.rollout(rollout_id)
         return rollout
 
-    def begin_step(self, rollout: Rollout) -> int:
-        """Note that a step begins: how often it has begun, this time included."""
+    def fail_step(self, rollout: Rollout) -> int:
+        """Note that the step under way raised: how often it has, this time included."""
+        c = tables.steps.c
+        raised = tables.steps.update().where(c.rollout_id == rollout.id, c.ended_at.is_(None))
+        with self.writing() as connection:
+            again = raised.values(failures=c.failures + 1).returning(c.failures)
+            return int(connection.execute(again).scalar_one())
+
+    def begin_step(self, rollout: Rollout) -> tuple[int, int]:
+        """Note that a step begins: how often it has begun, this time included, and in how many of those it raised."""
         with self.writing() as connection:
             row = connection.execute(
-                sa.select(tables.steps.c.id, tables.steps.c.attempts).where(
+                sa.select(tables.steps.c.id, tables.steps.c.attempts, tables.steps.c.failures).where(
                     tables.steps.c.rollout_id == rollout.id,
                     tables.steps.c.state == rollout.state,
                     tables.steps.c.ended_at.is_(None),
@@ -166,10 +177,10 @@ class Store:
             if row is not None:
                 update = tables.steps.update().where(tables.steps.c.id == row.id)
                 connection.execute(update.values(attempts=row.attempts + 1))
-                return int(row.attempts) + 1
-            values = {"rollout_id": rollout.id, "state": rollout.state, "attempts": 1, "began_at": now(), "facts": {}}
-            connection.execute(tables.steps.insert().values(values))
-            return 1
+                return int(row.attempts) + 1, int(row.failures)
+            values = {"rollout_id": rollout.id, "state": rollout.state, "attempts": 1, "failures": 0}
+            connection.execute(tables.steps.insert().values(values | {"began_at": now(), "facts": {}}))
+            return 1, 0
 
     def move(
         self,

@@ -67,6 +67,7 @@ steps = sa.Table(
     sa.Column("rollout_id", sa.ForeignKey("rollouts.id"), nullable=False, index=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),  # 2 and more: it was killed, or failed and was tried again
+    sa.Column("failures", sa.Integer, nullable=False),  # in how many of them it raised
     sa.Column("began_at", sa.String(32), nullable=False),
     sa.Column("ended_at", sa.String(32)),
     sa.Column("facts", sa.JSON, nullable=False),

@@ -330,6 +330,43 @@ def test_what_time_may_cure_is_tried_again_and_at_last_fails_with_the_reason(
     assert workshop.store.steps(ended.id)[-1].attempts == 5
 
 
+def test_kills_do_not_count_as_failures_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(folder: Path, look: Look) -> None:
+        raise KeyboardInterrupt
+
+    def fails(folder: Path, look: Look) -> None:
+        raise ConnectionError("lost")
+
+    workshop = prepared(tmp_path)
+    add(workshop, ["blue"])
+    rollout.start(workshop)
+    for _ in range(7):
+        with pytest.raises(KeyboardInterrupt):
+            rollout.carry_all(replace(workshop, train=killed))
+    for _ in range(rollout.MOST_FAILURES - 1):
+        with pytest.raises(ConnectionError):
+            rollout.carry_all(replace(workshop, train=fails))
+    ended = rollout.carry_all(replace(workshop, train=fails))[-1]
+    assert ended.reason == "step 'train' failed 5 times, at last with ConnectionError: lost"
+
+
+def test_tidying_up_that_fails_is_told_and_the_increment_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(workshop: Workshop, taken: Rollout) -> steps.Facts:
+        raise Missing("no blob")
+
+    workshop = prepared(tmp_path)
+    tidy = rollout.STEPS["tidy"]
+    monkeypatch.setitem(rollout.STEPS, "tidy", replace(tidy, run=broken))
+    ended = learn(workshop, "blue")
+    assert (ended.state, ended.reason, ended.version) == ("done", None, 2)
+    told = [event.data for event in workshop.store.events(ended.id) if event.kind == "step-failed"]
+    assert told == [{"state": "tidy", "reason": "in step 'tidy': no blob"}]
+    monkeypatch.setitem(rollout.STEPS, "tidy", tidy)
+    assert learn(workshop, "yellow").state == "done"
+
+
 def test_rolled_back_to_a_version_whose_exemplars_are_gone_the_rest_of_them_is_used(tmp_path: Path) -> None:
     workshop = prepared(tmp_path, memory_total=12)
     before = json.loads(workshop.registry.read(workshop.registry.manifest(1), "exemplars.json"))

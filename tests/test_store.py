@@ -91,15 +91,17 @@ def test_of_two_who_move_the_same_rollout_one_is_told_that_it_moved(store: Store
 
 def test_facts_of_finished_steps_are_merged_and_the_steps_say_when_and_how_often_they_began(store: Store) -> None:
     rollout = started(store)
-    assert [store.begin_step(rollout) for _ in range(3)] == [1, 2, 3]  # killed twice
+    assert [store.begin_step(rollout) for _ in range(3)] == [(1, 0), (2, 0), (3, 0)]  # killed twice
+    assert [store.fail_step(rollout) for _ in range(2)] == [1, 2]  # apart from the kills
+    assert store.begin_step(rollout) == (4, 2)
     rollout = store.move(rollout, "train", {"teacher": 7})
-    assert store.begin_step(rollout) == 1
+    assert store.begin_step(rollout) == (1, 0)
     rollout = store.move(rollout, "export", {"seconds": 1.5}, version=3)
     assert rollout.facts == {"teacher": 7, "seconds": 1.5}
     assert rollout.version == 3
     steps = store.steps(rollout.id)
     assert [(s.state, s.attempts, s.facts) for s in steps] == [
-        ("intake", 3, {"teacher": 7}),
+        ("intake", 4, {"teacher": 7}),
         ("train", 1, {"seconds": 1.5}),
     ]
     assert all(s.ended_at is not None and s.began_at <= s.ended_at for s in steps)
