@@ -6,6 +6,7 @@ as it arrives, hands its work to one. Those take turns, so that two uploads do n
 
 import asyncio
 import logging
+import unicodedata
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -176,6 +177,8 @@ def start_increment(
     if idempotency_key and body.idempotency_key and idempotency_key != body.idempotency_key:
         raise BadInput("the header Idempotency-Key and the field idempotency_key differ; send one of them")
     key = idempotency_key or body.idempotency_key
+    if key and any(unicodedata.category(c) in ("Cc", "Cs") for c in key):
+        raise BadInput(f"an idempotency key has no control characters; {key[:40]!r} has")
     return _accepted(workshop, rollout.start(workshop, body.classes, body.method, key), response)
 
 

@@ -292,6 +292,22 @@ def test_the_same_idempotency_key_starts_one_increment(client: Client, http: htt
     assert (both.status_code, both.json()["error"][:26]) == (400, "the header Idempotency-Key")
 
 
+def test_names_are_found_however_they_are_spelled(client: Client, http: httpx.Client) -> None:
+    client.add_examples("\u00fcber", files(3, 12))
+    answer = http.post("/v1/increments", json={"classes": [" u\u0308ber "]})
+    assert [known["name"] for known in answer.json()["classes"]] == ["\u00fcber"]
+    made = client.classify([("x", bird(3))])["images"][0]["prediction_id"]
+    assert client.feedback(made, "u\u0308ber")["truth"]["name"] == "\u00fcber"
+
+
+def test_an_idempotency_key_with_control_characters_is_refused(client: Client, http: httpx.Client) -> None:
+    client.add_examples("wren", files(3, 12))
+    for key in ("a\x00b", "a\nb", "\x7f"):
+        answer = http.post("/v1/increments", json={"idempotency_key": key})
+        assert (answer.status_code, "no control characters" in answer.json()["error"]) == (400, True)
+    assert http.get("/v1/increments").json() == {"increments": []}
+
+
 def test_an_increment_shows_its_steps_and_how_far_training_is(client: Client, server: Server) -> None:
     client.add_examples("wren", files(3, 12))
     client.start_increment()
