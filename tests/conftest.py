@@ -1,5 +1,6 @@
 """What tests of several files share."""
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -26,3 +27,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def free_port() -> int:
     """A port of loopback that nobody listens at."""
     return parts_server.free_port()
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """A command that is run in this process sets up logging, as a program may; the next test finds it as it was."""
+    ours = logging.getLogger("lifelist")
+    before = ours.handlers, ours.propagate, ours.level
+    yield
+    ours.handlers, ours.propagate = before[:2]
+    ours.setLevel(before[2])
