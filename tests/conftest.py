@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import parts_server
@@ -12,6 +13,8 @@ from parts_server import Server, started
 from lifelist.exporter.registry import Registry
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads share two cores with servers here
+# A shell that runs us with `&` has ctrl-C ignored, and so would every program that a test starts, and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,8 @@ def test_a_run_that_was_killed_again_and_again_ends_with_the_same_bits(tmp_path:
     increment.run(tmp_path / "whole")
     assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
     lines = [json.loads(line) for line in (tmp_path / "killed" / "events.jsonl").read_text().splitlines()]
-    assert {(e["phase"], e["epoch"]) for e in lines if e["kind"] == "epoch"} >= {("main", 4), ("balanced", 2)}
+    epochs = [(e["phase"], e["epoch"]) for e in lines if e["kind"] == "epoch"]
+    assert epochs == [("main", k) for k in range(1, 5)] + [("balanced", 1), ("balanced", 2)]  # each once, in order
 
 
 class Stop(Exception):
@@ -161,6 +162,16 @@ def test_an_epoch_of_other_options_is_refused_and_says_what_to_remove(tmp_path: 
     write_task(tmp_path, an_increment("bic", seed=1))
     with pytest.raises(Failed, match=r"another increment, or of other options; remove .*epochs to start anew"):
         increment.run(tmp_path)
+
+
+def test_an_epoch_that_was_saved_and_not_told_is_told_by_the_run_that_resumes(tmp_path: Path) -> None:
+    write_task(tmp_path, an_increment("bic"))
+    interrupted(tmp_path, 2)
+    told = tmp_path / "events.jsonl"
+    told.write_text(told.read_text().splitlines()[0] + "\n")  # as if killed between the two
+    increment.run(tmp_path)
+    lines = [json.loads(line) for line in told.read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["kind"] == "epoch"] == [1, 2, 3, 4]
 
 
 def test_what_a_killed_writer_left_behind_is_cleared_and_half_a_line_is_cut_off(tmp_path: Path) -> None:

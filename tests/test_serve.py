@@ -142,7 +142,6 @@ def test_a_rollback_is_a_flip(server: Server) -> None:
         assert http.post("/v1/rollback").json()["live"] == before["live"]
 
 
-@pytest.mark.xfail(strict=False, reason="failed in one of two whole runs; not yet understood")
 def test_of_two_swaps_at_once_one_wins_and_the_other_is_told(server: Server) -> None:
     versions = another(server), another(server)
     found = play(server, "race", *versions)
@@ -185,7 +184,6 @@ def test_a_replica_killed_in_prepare_does_not_stop_the_swap(server: Server) -> N
     assert load.failures == []  # what the killed one had not answered was asked again of the other
 
 
-@pytest.mark.xfail(strict=False, reason="failed in one of two whole runs; not yet understood")
 def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_version(server: Server) -> None:
     version = another(server)
     with Load(server) as load:

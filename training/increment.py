@@ -260,11 +260,17 @@ def run(folder: Path, on_event: Callable[[Event], None] = _ignore) -> None:
 
 
 class _Journal:
-    """Events, one JSON object a line. A last line that a kill left half-written is cut off."""
+    """Events, one JSON object a line, each once: a resumed run tells some again, word for word.
+
+    A last line that a kill left half-written is cut off.
+    """
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
-            path.write_bytes(data[: data.rfind(b"\n") + 1])
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            path.write_bytes(whole)
+        self.lines = set(whole.decode().splitlines())
         self.file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> "_Journal":
@@ -275,5 +281,8 @@ class _Journal:
 
     def append(self, event: Any) -> None:
         """Write and flush, so that whoever follows the file sees it now."""
-        self.file.write(json.dumps(event) + "\n")
-        self.file.flush()
+        line = json.dumps(event, sort_keys=True)
+        if line not in self.lines:
+            self.lines.add(line)
+            self.file.write(line + "\n")
+            self.file.flush()

@@ -160,8 +160,9 @@ def batches(count: int, size: int, views: int, order: torch.Generator, *, drops_
 def train(network: Network, phase: Phase, run: Run) -> None:
     """Train `network` in place through a phase; from its last finished epoch, if it was interrupted.
 
-    A checkpoint after each epoch, then an event. Killed at any moment and started again, a run ends with the same
-    bits on a CPU as one that was not. The network is in eval mode afterwards.
+    A checkpoint after each epoch, with its event, which is then told, and told again by a run that resumes there:
+    whoever killed it may have been quicker. Killed at any moment and started again, a run ends with the same bits on
+    a CPU as one that was not. The network is in eval mode afterwards.
     """
     if len(phase.rows) < 2:
         raise Failed(f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2")
@@ -176,7 +177,6 @@ def train(network: Network, phase: Phase, run: Run) -> None:
             began = time.monotonic()
             loss, images = _epoch(network, optimiser, random, phase, run, epoch)
             seconds.append(time.monotonic() - began)
-            _save(network, optimiser, random, phase, run, epoch + 1)
             event = {
                 "kind": "epoch",
                 "phase": phase.name,
@@ -186,6 +186,7 @@ def train(network: Network, phase: Phase, run: Run) -> None:
                 "images_per_second": round(images / seconds[-1], 1),
                 "seconds_left": round(sum(seconds) / len(seconds) * (phase.schedule.epochs - epoch - 1), 1),
             }
+            _save(network, optimiser, random, phase, run, event)
             log.debug("epoch.finished", extra={"facts": event})
             run.tell(event)
     network.eval()
@@ -258,7 +259,7 @@ def _save(
     random: dict[str, torch.Generator],
     phase: Phase,
     run: Run,
-    epochs_done: int,
+    event: Event,
 ) -> None:
     if (file := _file(phase, run)) is None:
         return
@@ -269,7 +270,7 @@ def _save(
     tensors["random.global"] = torch.get_rng_state()
     if run.device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(run.device)
-    header = {"phase": phase.name, "epochs_done": epochs_done, "increment": run.fingerprint}
+    header = {"event": event, "increment": run.fingerprint}
     checkpoint.write_atomically(file, checkpoint.pack(tensors, header))
 
 
@@ -293,6 +294,7 @@ def _resume(
     torch.set_rng_state(tensors["random.global"])
     if run.device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], run.device)
-    done = int(header["epochs_done"])
+    run.tell(header["event"])
+    done = int(header["event"]["epoch"])
     log.info("training.resumed", extra={"facts": {"phase": phase.name, "epochs_done": done}})
     return done
