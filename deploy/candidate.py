@@ -51,7 +51,7 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         ),
         bias=learned.bias,
         options=task.options.as_dict(),
-        results=learned.evaluation,
+        results=learned.figures,
         exemplars_sha256=FileEntry.of(EXEMPLARS, files[EXEMPLARS]).sha256,
         software=learned.software,
     )

@@ -164,7 +164,7 @@ def train(
     asked = json.dumps([data, options.as_dict(), sizes, base_classes, shuffle_classes])
     place = folder or resolved.settings.home / "experiments" / hashlib.sha256(asked.encode()).hexdigest()[:12]
 
-    from lifelist.training.experiment import run_experiment
+    from lifelist.training.experiment import run_experiment, shuffled
 
     try:
         with following() as show:
@@ -173,7 +173,7 @@ def train(
                 options,
                 classes_per_increment=sizes,
                 base_classes=base_classes,
-                shuffle_classes=shuffle_classes,
+                order=shuffled(options.seed) if shuffle_classes else range,
                 folder=place,
                 on_event=lambda event: show(event["kind"], event),
             )

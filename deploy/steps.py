@@ -51,7 +51,7 @@ def train_increment(workshop: Workshop, rollout: Rollout) -> Facts:
     workshop.train(folder, look)
     look()
     learned = read_result(folder)
-    facts: Facts = {"seconds": learned.seconds, "evaluation": learned.evaluation, "warnings": list(learned.warnings)}
+    facts: Facts = {"seconds": learned.seconds, "evaluation": learned.figures, "warnings": list(learned.warnings)}
     return facts | ({"bias": dataclasses.asdict(learned.bias)} if learned.bias else {})
 
 

@@ -48,6 +48,7 @@ def test_the_demo_plays_on_own_images_and_leaves_the_server_running_if_asked(bir
         "birds",
         "--port",
         str(free_port),
+        "--training.epochs=8",  # enough for plain colours
     ]
     done = subprocess.run(command, cwd=birds, capture_output=True, text=True, timeout=280)
     process_id = int(re.findall(r"kill -INT (\d+)", done.stdout)[0])

@@ -58,7 +58,8 @@ def by_nearest_mean(raw: Tensor, means: Tensor) -> Tensor:
 
 
 def accuracy(predicted: Tensor, rows: Tensor, class_ids: Sequence[int], n: int) -> dict[str, Any]:
-    """{"all", "old", "new": share of right answers, or None without images; "per_class": {class id: share}}.
+    """{"all", "old", "new": share of right answers, or None without images; "per_class": {class id: share};
+    "confusion": {class id: {answered class id: images}}, without zeros}.
 
     predicted, rows: N int64 rows of the last layer; row k answers class_ids[k]; the first n are old.
     """
@@ -67,11 +68,16 @@ def accuracy(predicted: Tensor, rows: Tensor, class_ids: Sequence[int], n: int) 
     def share(which: Tensor) -> float | None:
         return round(float(right[which].mean()), 6) if bool(which.any()) else None
 
+    confusion: dict[str, dict[str, int]] = {str(class_id): {} for class_id in class_ids}
+    pairs, counts = torch.stack([rows, predicted]).unique(dim=1, return_counts=True)
+    for row, answered, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+        confusion[str(class_ids[row])][str(class_ids[answered])] = count
     return {
         "all": share(rows >= 0),
         "old": share(rows < n),
         "new": share(rows >= n) if n else None,
         "per_class": {str(class_id): share(rows == row) for row, class_id in enumerate(class_ids)},
+        "confusion": confusion,
     }
 
 

@@ -101,37 +101,35 @@ class Result:
 
 
 def run_experiment(
-    data: Path | str,
+    data: Path | str | Dataset,
     options: TrainingOptions,
     *,
     classes_per_increment: int | Sequence[int] = 2,
     base_classes: int = 0,
-    shuffle_classes: bool = False,
+    order: Callable[[int], Sequence[int]] = range,
     folder: Path | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Result:
     """Learn the classes of `data` group after group; see `groups_of` for the groups.
 
     data             "digits", a folder per class, or Parquet (sources.py); its own train and test split if it has one
-    shuffle_classes  draw the order of arrival from the seed, in place of the source's own
+    order            from the number of classes, their places in the source, in order of arrival; see `shuffled`
     folder           where every increment keeps its epochs: the same call resumes there. None: nothing is kept
     on_event         gets every event of every increment, with "increment" (0 is the base) and "increments" added, and
                      a warning if the data hold an image more than once
     """
-    dataset = read(data, options)
+    dataset = data if isinstance(data, Dataset) else read(data, options)
     if dataset.left_out:
         message = f"{len(dataset.left_out)} images are copies of others and left out; {dataset.left_out[0]}"
         on_event({"kind": "warning", "what": "data.copies-left-out", "message": message})
-    order = list(range(len(dataset.names)))
-    if shuffle_classes:
-        order = torch.randperm(len(order), generator=seeded(options.seed, "class order")).tolist()
-    groups = groups_of(order, classes_per_increment, base_classes)
-    dataset = _in_order(dataset, order)
+    arrival = order(len(dataset.names))
+    groups = groups_of(arrival, classes_per_increment, base_classes)
+    dataset = _in_order(dataset, arrival)
     roles = _roles(dataset, options)
     groups = _numbered(groups)
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
-        _claim(root, data, options, groups, dataset)
+        _claim(root, options, groups, dataset)
         steps: list[Learned] = []
         for k in range(len(groups)):
             task = next_task(dataset, roles, groups, steps, options)
@@ -145,6 +143,11 @@ def run_experiment(
             increment.run(place, tell)
             steps.append(read_result(place))
     return Result(options, dataset.names, groups, tuple(steps))
+
+
+def shuffled(seed: int) -> Callable[[int], Sequence[int]]:
+    """An order of arrival by lot."""
+    return lambda count: torch.randperm(count, generator=seeded(seed, "class order")).tolist()
 
 
 def groups_of(
@@ -232,13 +235,10 @@ def _numbered(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(range(end - len(group), end)) for end, group in zip(ends, groups, strict=True))
 
 
-def _claim(
-    root: Path, data: Path | str, options: TrainingOptions, groups: Sequence[Sequence[int]], dataset: Dataset
-) -> None:
+def _claim(root: Path, options: TrainingOptions, groups: Sequence[Sequence[int]], dataset: Dataset) -> None:
     """A folder belongs to one experiment: another one's increments are not taken for this one's."""
     images = [*dataset.images.ids, *dataset.images.labels.tolist(), *dataset.test.tolist()]
     wanted = {
-        "data": str(data),
         "options": options.as_dict(),
         "groups": [list(g) for g in groups],
         "names": list(dataset.names),  # in order of arrival

@@ -1,12 +1,14 @@
 """An increment as a folder: what it is given, and what came of it. The contract between a rollout and training.
 
-job.json             options, classes, heads, bias, mean and std, digest of the teacher
+job.json             options, classes, heads, bias, mean and std, and the sha256 of the files that belong to it
 images.safetensors   pixels uint8 N×S×S×3, labels int64 N (class ids), roles uint8 N
 images.json          N image ids, in the same order
 teacher.safetensors  the parent's checkpoint; absent for a base
 epochs/              one checkpoint for each phase, replaced after every epoch
 events.jsonl         one event a line
-result/              checkpoint.safetensors, means.safetensors, and result.json, written last
+result/              checkpoint.safetensors, means.safetensors, and result.json with their sha256, written last
+
+No byte of a file is interpreted before its digest is checked: Corrupt names a file that is not what was written.
 """
 
 import dataclasses
@@ -130,15 +132,19 @@ class Learned:
     warnings: tuple[str, ...]
     software: Mapping[str, str]
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """`evaluation` without its confusions, which are as long as there are images."""
+        return {answer: {k: v for k, v in f.items() if k != "confusion"} for answer, f in self.evaluation.items()}
+
 
 def write_task(folder: Path, task: Task) -> None:
     """Everything that `read_task` needs; job.json last, so that a folder that has it is whole."""
     tensors = {"pixels": task.images.pixels, "labels": task.images.labels, "roles": task.roles}
-    write_atomically(folder / "images.safetensors", pack(tensors))
-    write_atomically(folder / "images.json", json.dumps(task.images.ids).encode())
+    files = {"images.safetensors": pack(tensors), "images.json": json.dumps(task.images.ids).encode()}
     if task.teacher is not None:
-        write_atomically(folder / "teacher.safetensors", task.teacher)
-    write_atomically(folder / "job.json", json.dumps(_as_json(task), indent=2).encode())
+        files["teacher.safetensors"] = task.teacher
+    _write(folder, files, "job.json", _as_json(task))
 
 
 def _as_json(task: Task) -> dict[str, Any]:
@@ -155,37 +161,32 @@ def _as_json(task: Task) -> dict[str, Any]:
 
 
 def read_task(folder: Path) -> Task:
-    """The increment in a folder. BadInput names what is missing; the teacher's digest is checked before it is read."""
+    """The increment in a folder. BadInput names a file that is missing, Corrupt one that is damaged."""
     try:
-        job = json.loads((folder / "job.json").read_bytes())
-        ids = tuple(json.loads((folder / "images.json").read_bytes()))
-        data = (folder / "images.safetensors").read_bytes()
-        teacher = (folder / "teacher.safetensors").read_bytes() if job["old"] else None
+        job, files = _read(folder, "job.json")
     except FileNotFoundError as error:
         raise BadInput(f"{folder} is not a whole increment: {error.filename} does not exist") from error
-    if teacher is not None and (found := hashlib.sha256(teacher).hexdigest()) != job["teacher_sha256"]:
-        raise Corrupt(f"{folder}/teacher.safetensors has sha256 {found}; job.json pinned {job['teacher_sha256']}")
-    tensors = unpack(data, f"{folder}/images.safetensors")
-    return Task(
-        options=TrainingOptions.from_dict(job["options"]),
-        old=tuple(Class(c["id"], c["name"]) for c in job["old"]),
-        new=tuple(Class(c["id"], c["name"]) for c in job["new"]),
-        heads=tuple(job["heads"]),
-        teacher=teacher,
-        bias=BiasCorrection(**job["bias"]) if job["bias"] else None,
-        mean=_colour(job["mean"]),
-        std=_colour(job["std"]),
-        images=Images(tensors["pixels"], tensors["labels"], ids),
-        roles=tensors["roles"],
-    )
+    try:
+        tensors = unpack(files["images.safetensors"], f"{folder}/images.safetensors")
+        return Task(
+            options=TrainingOptions.from_dict(job["options"]),
+            old=tuple(Class(c["id"], c["name"]) for c in job["old"]),
+            new=tuple(Class(c["id"], c["name"]) for c in job["new"]),
+            heads=tuple(job["heads"]),
+            teacher=files["teacher.safetensors"] if job["old"] else None,
+            bias=BiasCorrection(**job["bias"]) if job["bias"] else None,
+            mean=_colour(job["mean"]),
+            std=_colour(job["std"]),
+            images=Images(tensors["pixels"], tensors["labels"], tuple(json.loads(files["images.json"]))),
+            roles=tensors["roles"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"{folder}/job.json does not describe an increment: {error!r}") from error
 
 
 def write_result(folder: Path, learned: Learned, fingerprint: str) -> None:
     """result/, with result.json last: a folder that has it, with the fingerprint of its task, is finished."""
-    result = folder / "result"
-    write_atomically(result / "checkpoint.safetensors", learned.checkpoint)
     means = {"ids": torch.tensor(learned.class_ids), "means": learned.means}
-    write_atomically(result / "means.safetensors", pack(means))
     rest = {f.name: getattr(learned, f.name) for f in dataclasses.fields(Learned)} | {
         "bias": dataclasses.asdict(learned.bias) if learned.bias else None,
         "exemplars": {str(k): list(v) for k, v in learned.exemplars.items()},
@@ -193,46 +194,78 @@ def write_result(folder: Path, learned: Learned, fingerprint: str) -> None:
     }
     del rest["checkpoint"], rest["means"]
     rest["fingerprint"] = fingerprint
-    write_atomically(result / "result.json", json.dumps(rest, indent=2).encode())
+    files = {"checkpoint.safetensors": learned.checkpoint, "means.safetensors": pack(means)}
+    _write(folder / "result", files, "result.json", rest)
 
 
 def is_finished(folder: Path, fingerprint: str) -> bool:
     """Whether result/ holds the result of the task with this fingerprint; that of another task does not count."""
+    file = folder / "result" / "result.json"
     try:
-        found = json.loads((folder / "result" / "result.json").read_bytes())
+        found = _object(file, file.read_bytes())
     except FileNotFoundError:
         return False
     return bool(found.get("fingerprint") == fingerprint)
 
 
 def read_result(folder: Path) -> Learned:
-    """What `write_result` wrote; BadInput if the increment has not ended."""
+    """What `write_result` wrote; BadInput if the increment has not ended, Corrupt if a file is damaged."""
     result = folder / "result"
     try:
-        rest = json.loads((result / "result.json").read_bytes())
+        rest, files = _read(result, "result.json")
     except FileNotFoundError:
         raise BadInput(f"{folder} has no result yet; run the increment to its end") from None
-    rest.pop("fingerprint", None)
-    means = unpack((result / "means.safetensors").read_bytes(), f"{result}/means.safetensors")
-    bias = BiasCorrection(**rest["bias"]) if rest["bias"] else None
-    mean, std = _colour(rest["mean"]), _colour(rest["std"])
-    if mean is None or std is None:
-        raise Corrupt(f"{result}/result.json lacks mean or std")
-    changed: dict[str, Any] = {
-        "class_ids": tuple(rest["class_ids"]),
-        "heads": tuple(rest["heads"]),
-        "bias": bias,
-        "mean": mean,
-        "std": std,
-        "exemplars": {int(k): tuple(v) for k, v in rest["exemplars"].items()},
-        "holdout": {int(k): tuple(v) for k, v in rest["holdout"].items()},
-        "warnings": tuple(rest["warnings"]),
-    }
-    data = (result / "checkpoint.safetensors").read_bytes()
-    return Learned(checkpoint=data, means=means["means"], **(rest | changed))
+    try:
+        del rest["fingerprint"]
+        changed: dict[str, Any] = {
+            "class_ids": tuple(rest["class_ids"]),
+            "heads": tuple(rest["heads"]),
+            "bias": BiasCorrection(**rest["bias"]) if rest["bias"] else None,
+            "mean": _colour(rest["mean"]),
+            "std": _colour(rest["std"]),
+            "exemplars": {int(k): tuple(v) for k, v in rest["exemplars"].items()},
+            "holdout": {int(k): tuple(v) for k, v in rest["holdout"].items()},
+            "warnings": tuple(rest["warnings"]),
+        }
+        means = unpack(files["means.safetensors"], f"{result}/means.safetensors")
+        return Learned(checkpoint=files["checkpoint.safetensors"], means=means["means"], **(rest | changed))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"{result}/result.json does not describe a result: {error!r}") from error
 
 
-def _colour(found: Any) -> Colour | None:
+def _write(folder: Path, files: Mapping[str, bytes], last: str, facts: Mapping[str, Any]) -> None:
+    """The files, and then the JSON object `last` with `facts` and their digests."""
+    for name, data in files.items():
+        write_atomically(folder / name, data)
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    write_atomically(folder / last, json.dumps({**facts, "sha256": digests}, indent=2).encode())
+
+
+def _read(folder: Path, last: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(facts, files) of `_write`. FileNotFoundError if one is missing, Corrupt if one is not what was written."""
+    facts = _object(folder / last, (folder / last).read_bytes())
+    digests = facts.pop("sha256", None)
+    if not isinstance(digests, dict):
+        raise Corrupt(f"{folder}/{last} does not say which files belong to it; nothing was read")
+    files = {name: (folder / name).read_bytes() for name in digests}
+    for name, data in files.items():
+        if (found := hashlib.sha256(data).hexdigest()) != digests[name]:
+            raise Corrupt(f"{folder}/{name} has sha256 {found}; {last} pinned {digests[name]}")
+    return facts, files
+
+
+def _object(file: Path, data: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(data)
+    except ValueError as error:
+        raise Corrupt(f"{file} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Corrupt(f"{file} should hold a JSON object, not {type(found).__name__}")
+    return found
+
+
+def _colour(found: Any) -> Any:
+    """A Colour, or None where there is none yet."""
     if found is None:
         return None
     r, g, b = map(float, found)

@@ -1,0 +1,195 @@
+"""The papers' experiments: every method and seed of a protocol, each kept as soon as it has ended.
+
+A run is one method with one seed. It stands in `<folder>/<method>-<seed>.json` once it has ended, and until then in a
+folder of the same name, from whose last epoch the same call goes on.
+"""
+
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from lifelist.benchmarks.protocols import Protocol, order
+from lifelist.exporter.errors import BadInput
+from lifelist.training import data, evaluate
+from lifelist.training.checkpoint import write_atomically
+from lifelist.training.experiment import run_experiment
+from lifelist.training.loop import Event
+from lifelist.training.methods import METHODS, ScheduleName
+from lifelist.training.options import TrainingOptions
+
+HEADS = {"linear": "linear", "linear_uncorrected": "linear, before correction", "nearest_mean": "nearest mean"}
+Run = Mapping[str, Any]  # one of the JSON files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What to run."""
+
+    protocol: Protocol
+    data: str
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    order: str
+    schedule: ScheduleName
+    device: str = "auto"
+
+    def options(self, method: str, seed: int) -> TrainingOptions:
+        """Those of a run. iCaRL has its own network, without the last ReLU (methods.md 1.4)."""
+        return TrainingOptions(
+            method=method,
+            network="resnet32-icarl" if method == "icarl" else "resnet32",
+            image_size=self.protocol.image_size,
+            schedule=self.schedule,
+            memory_total=self.protocol.memory_total,
+            memory_per_class=self.protocol.memory_per_class,
+            flip=self.protocol.flip,
+            device=self.device,
+            seed=seed,
+        )
+
+
+def run_all(asked: Asked, folder: Path, *, jobs: int, on_event: Callable[[str, Event], None]) -> list[Run]:
+    """Every run of `asked`, in order of methods and seeds; those that ended before are read from `folder`.
+
+    jobs      how many at a time, each in a process of its own: several small networks fill a GPU better than one.
+    on_event  gets the name of a run and an event of training (experiment.run_experiment); with several jobs, only
+              {"kind": "finished"}, as a run ends
+    """
+    wanted = [(method, seed) for method in asked.methods for seed in asked.seeds]
+    left = [one for one in wanted if not _file(folder, *one).exists()]
+    if left and jobs == 1:
+        dataset = data.read(asked.data, asked.options(*left[0]))
+        _check(asked.protocol, dataset)
+        for one in left:
+            _one(asked, folder, *one, dataset=dataset, on_event=partial(on_event, _name(*one)))
+    elif left:
+        _check(asked.protocol, data.read(asked.data, asked.options(*left[0])))
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            started = {pool.submit(_one, asked, folder, *one): one for one in left}
+            for ended in as_completed(started):
+                ended.result()
+                on_event(_name(*started[ended]), {"kind": "finished"})
+    return [json.loads(_file(folder, *one).read_text()) for one in wanted]
+
+
+def _check(protocol: Protocol, dataset: data.Dataset) -> None:
+    if len(dataset.names) != protocol.classes:
+        raise BadInput(
+            f"protocol {protocol.name} is of {protocol.data} with {protocol.classes} classes; "
+            f"the data have {len(dataset.names)}"
+        )
+
+
+def _name(method: str, seed: int) -> str:
+    return f"{method}-{seed}"
+
+
+def _file(folder: Path, method: str, seed: int) -> Path:
+    return folder / f"{_name(method, seed)}.json"
+
+
+def _silent(event: Event) -> None:
+    """Nobody listens."""
+
+
+def _one(
+    asked: Asked,
+    folder: Path,
+    method: str,
+    seed: int,
+    dataset: data.Dataset | None = None,
+    on_event: Callable[[Event], None] = _silent,
+) -> None:
+    """One run, to its file."""
+    options, place = asked.options(method, seed), folder / _name(method, seed)
+    found = run_experiment(
+        dataset or data.read(asked.data, options),
+        options,
+        classes_per_increment=asked.protocol.step,
+        base_classes=asked.protocol.base,
+        order=order(asked.order),
+        folder=place,
+        on_event=on_event,
+    )
+    last = found.steps[-1]
+    facts = {
+        "method": method,
+        "seed": seed,
+        "protocol": asked.protocol.name,
+        "order": asked.order,
+        "options": options.as_dict(),
+        "answers_by": last.answers_by,
+        "heads": {
+            head: {
+                "accuracies": found.accuracies(head),
+                "forgetting": evaluate.forgetting(found.matrix(head)),
+                "confusion": last.evaluation[head]["confusion"],
+            }
+            for head in HEADS
+        },
+        "classes": [sum(map(len, found.groups[: k + 1])) for k in range(len(found.groups))],
+        "bias": [None if step.bias is None else [step.bias.alpha, step.bias.beta] for step in found.steps],
+        "seconds": [step.seconds for step in found.steps],
+        "warnings": [text for step in found.steps for text in step.warnings],
+        "software": dict(last.software),
+        "ended": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
+    write_atomically(_file(folder, method, seed), json.dumps(facts).encode())
+    shutil.rmtree(place)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A method and a head: what its seeds reached, in %."""
+
+    method: str
+    head: str
+    answers: bool  # whether the method itself answers by this head
+    seeds: tuple[int, ...]
+    curve: tuple[float, ...]  # mean after each increment
+    last: tuple[float, ...]  # of each seed
+    average: tuple[float, ...]  # the base included
+    average_without_base: tuple[float, ...]
+    forgetting: tuple[float, ...]
+    seconds: float  # mean of a run
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """One for each method and head that differ, in the order in which the methods were asked for."""
+    found = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        of_method = [run for run in runs if run["method"] == method]
+        rebalanced = METHODS[method].rebalance != "none"
+        for head in HEADS:
+            if head != "linear_uncorrected" or rebalanced:
+                found.append(_row(method, head, of_method))
+    return found
+
+
+def _row(method: str, head: str, runs: Sequence[Run]) -> Row:
+    curves = [[100 * a for a in run["heads"][head]["accuracies"]] for run in runs]
+    return Row(
+        method=method,
+        head=head,
+        answers=all(run["answers_by"] == head for run in runs),
+        seeds=tuple(run["seed"] for run in runs),
+        curve=tuple(mean(step) for step in zip(*curves, strict=True)),
+        last=tuple(curve[-1] for curve in curves),
+        average=tuple(mean(curve) for curve in curves),
+        average_without_base=tuple(mean(curve[1:]) for curve in curves),
+        forgetting=tuple(100 * run["heads"][head]["forgetting"] for run in runs),
+        seconds=mean(sum(run["seconds"]) for run in runs),
+    )
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean, and with several seeds their standard deviation: 50.8 ± 0.4."""
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
