@@ -69,7 +69,7 @@ def accuracy(predicted: Tensor, rows: Tensor, class_ids: Sequence[int], n: int) 
         return round(float(right[which].mean()), 6) if bool(which.any()) else None
 
     confusion: dict[str, dict[str, int]] = {str(class_id): {} for class_id in class_ids}
-    pairs, counts = torch.stack([rows, predicted]).unique(dim=1, return_counts=True)
+    pairs, counts = torch.unique(torch.stack([rows, predicted]), dim=1, return_counts=True)
     for row, answered, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
         confusion[str(class_ids[row])][str(class_ids[answered])] = count
     return {
