@@ -22,7 +22,7 @@ test: setup
 
 .types: setup
 	mkdir -p .types/lifelist
-	for p in exporter training serving deploy; do ln -sfn ../../$$p .types/lifelist/$$p; done
+	for p in exporter training serving deploy benchmarks; do ln -sfn ../../$$p .types/lifelist/$$p; done
 
 lint: .types
 	$(BIN)/ruff check .

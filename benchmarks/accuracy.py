@@ -1,14 +1,17 @@
 """The papers' experiments: every method and seed of a protocol, each kept as soon as it has ended.
 
 A run is one method with one seed. It stands in `<folder>/<method>-<seed>.json` once it has ended, and until then in a
-folder of the same name, from whose last epoch the same call goes on.
+folder of that name, from whose last epoch the same call goes on.
 """
 
+import contextlib
 import json
 import multiprocessing
+import os
+import queue
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,12 +19,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
 from lifelist.benchmarks.protocols import Protocol, order
 from lifelist.exporter.errors import BadInput
 from lifelist.training import data, evaluate
 from lifelist.training.checkpoint import write_atomically
 from lifelist.training.experiment import run_experiment
-from lifelist.training.loop import Event
+from lifelist.training.loop import Event, quickest
 from lifelist.training.methods import METHODS, ScheduleName
 from lifelist.training.options import TrainingOptions
 
@@ -47,10 +52,12 @@ class Asked:
             method=method,
             network="resnet32-icarl" if method == "icarl" else "resnet32",
             image_size=self.protocol.image_size,
+            epochs=self.protocol.epochs,
             schedule=self.schedule,
             memory_total=self.protocol.memory_total,
             memory_per_class=self.protocol.memory_per_class,
             flip=self.protocol.flip,
+            precision=self.protocol.precision or quickest(self.device),
             device=self.device,
             seed=seed,
         )
@@ -60,24 +67,64 @@ def run_all(asked: Asked, folder: Path, *, jobs: int, on_event: Callable[[str, E
     """Every run of `asked`, in order of methods and seeds; those that ended before are read from `folder`.
 
     jobs      how many at a time, each in a process of its own: several small networks fill a GPU better than one.
-    on_event  gets the name of a run and an event of training (experiment.run_experiment); with several jobs, only
-              {"kind": "finished"}, as a run ends
+    on_event  gets the name of a run and an event of training (experiment.run_experiment); with several jobs, of each
+              phase of training the last epoch only
     """
     wanted = [(method, seed) for method in asked.methods for seed in asked.seeds]
     left = [one for one in wanted if not _file(folder, *one).exists()]
-    if left and jobs == 1:
+    if left:
         dataset = data.read(asked.data, asked.options(*left[0]))
         _check(asked.protocol, dataset)
-        for one in left:
-            _one(asked, folder, *one, dataset=dataset, on_event=partial(on_event, _name(*one)))
-    elif left:
-        _check(asked.protocol, data.read(asked.data, asked.options(*left[0])))
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-            started = {pool.submit(_one, asked, folder, *one): one for one in left}
-            for ended in as_completed(started):
-                ended.result()
-                on_event(_name(*started[ended]), {"kind": "finished"})
-    return [json.loads(_file(folder, *one).read_text()) for one in wanted]
+        if jobs == 1:
+            for one in left:
+                _one(asked, folder, *one, dataset, partial(on_event, _name(*one)))
+        else:
+            _side_by_side(asked, folder, left, dataset, jobs, on_event)
+    return [_read(asked, folder, *one) for one in wanted]
+
+
+def _side_by_side(
+    asked: Asked,
+    folder: Path,
+    left: Sequence[tuple[str, int]],
+    dataset: data.Dataset,
+    jobs: int,
+    on_event: Callable[[str, Event], None],
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        told = manager.Queue()
+        threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+            running = [pool.submit(_one, asked, folder, *one, dataset, _Teller(told, _name(*one))) for one in left]
+            while running:
+                ended, running = [r for r in running if r.done()], [r for r in running if not r.done()]
+                for one in ended:
+                    one.result()
+                with contextlib.suppress(queue.Empty):
+                    on_event(*told.get(timeout=1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Teller:
+    """Tells another process of the last epoch of each phase, and of warnings."""
+
+    queue: Any
+    run: str
+
+    def __call__(self, event: Event) -> None:
+        if event.get("epoch") == event.get("epochs"):
+            self.queue.put((self.run, event))
+
+
+def _read(asked: Asked, folder: Path, method: str, seed: int) -> Run:
+    """A run that has ended. BadInput if it was of something else."""
+    file = _file(folder, method, seed)
+    found: Run = json.loads(file.read_text())
+    wanted = {"protocol": asked.protocol.name, "order": asked.order, "options": asked.options(method, seed).as_dict()}
+    if changed := [key for key in wanted if found[key] != wanted[key]]:
+        raise BadInput(f"{file} is a run with other {' and '.join(changed)}; choose another folder, or remove it")
+    return found
 
 
 def _check(protocol: Protocol, dataset: data.Dataset) -> None:
@@ -96,22 +143,13 @@ def _file(folder: Path, method: str, seed: int) -> Path:
     return folder / f"{_name(method, seed)}.json"
 
 
-def _silent(event: Event) -> None:
-    """Nobody listens."""
-
-
 def _one(
-    asked: Asked,
-    folder: Path,
-    method: str,
-    seed: int,
-    dataset: data.Dataset | None = None,
-    on_event: Callable[[Event], None] = _silent,
+    asked: Asked, folder: Path, method: str, seed: int, dataset: data.Dataset, on_event: Callable[[Event], None]
 ) -> None:
     """One run, to its file."""
     options, place = asked.options(method, seed), folder / _name(method, seed)
     found = run_experiment(
-        dataset or data.read(asked.data, options),
+        dataset,
         options,
         classes_per_increment=asked.protocol.step,
         base_classes=asked.protocol.base,
@@ -130,6 +168,8 @@ def _one(
         "heads": {
             head: {
                 "accuracies": found.accuracies(head),
+                "old": last.evaluation[head]["old"],
+                "new": last.evaluation[head]["new"],
                 "forgetting": evaluate.forgetting(found.matrix(head)),
                 "confusion": last.evaluation[head]["confusion"],
             }
@@ -137,13 +177,19 @@ def _one(
         },
         "classes": [sum(map(len, found.groups[: k + 1])) for k in range(len(found.groups))],
         "bias": [None if step.bias is None else [step.bias.alpha, step.bias.beta] for step in found.steps],
-        "seconds": [step.seconds for step in found.steps],
+        "seconds": [max(s.seconds, _trained(place / f"increment-{k}")) for k, s in enumerate(found.steps)],
         "warnings": [text for step in found.steps for text in step.warnings],
         "software": dict(last.software),
         "ended": f"{datetime.now(UTC):%Y-%m-%d}",
     }
     write_atomically(_file(folder, method, seed), json.dumps(facts).encode())
     shutil.rmtree(place)
+
+
+def _trained(place: Path) -> float:
+    """Seconds of all epochs of an increment, those before it was stopped included: its own count begins anew then."""
+    events = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    return float(sum(event["seconds"] for event in events if event["kind"] == "epoch"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +204,8 @@ class Row:
     last: tuple[float, ...]  # of each seed
     average: tuple[float, ...]  # the base included
     average_without_base: tuple[float, ...]
+    old: tuple[float, ...]  # after the last increment, on classes known before it
+    new: tuple[float, ...]
     forgetting: tuple[float, ...]
     seconds: float  # mean of a run
 
@@ -185,6 +233,8 @@ def _row(method: str, head: str, runs: Sequence[Run]) -> Row:
         last=tuple(curve[-1] for curve in curves),
         average=tuple(mean(curve) for curve in curves),
         average_without_base=tuple(mean(curve[1:]) for curve in curves),
+        old=tuple(100 * run["heads"][head]["old"] for run in runs),
+        new=tuple(100 * run["heads"][head]["new"] for run in runs),
         forgetting=tuple(100 * run["heads"][head]["forgetting"] for run in runs),
         seconds=mean(sum(run["seconds"]) for run in runs),
     )

@@ -13,15 +13,15 @@ from lifelist.benchmarks.protocols import Protocol
 from lifelist.benchmarks.published import SOURCES, Figure, figures
 
 Cells = tuple[str, ...]
-TITLES = ("method", "answers by", "seeds", "last", "average", "without base", "forgetting", "seconds")
+TITLES = ("method", "answers by", "seeds", "last", "old", "new", "average", "without base", "forgetting", "seconds")
 MEASURES = ("average", "average_without_base", "last")
 
 
 def cells(row: Row) -> Cells:
     """One line of the table."""
     by = HEADS[row.head] + (" *" if row.answers else "")
-    figures = (row.last, row.average, row.average_without_base, row.forgetting)
-    return (row.method, by, ", ".join(map(str, row.seeds)), *map(shown, figures), f"{row.seconds:,.0f}")
+    found = (row.last, row.old, row.new, row.average, row.average_without_base, row.forgetting)
+    return (row.method, by, ", ".join(map(str, row.seeds)), *map(shown, found), f"{row.seconds:,.0f}")
 
 
 def beside(runs: Sequence[Run], protocol: Protocol) -> list[tuple[Row, Figure]]:
@@ -50,11 +50,16 @@ def _page(runs: Sequence[Run], protocol: Protocol, pictures: Sequence[str], comm
     yield f"# Accuracy: {protocol.name}"
     yield ""
     yield (
-        f"{protocol.data} with {protocol.classes} classes in {protocol.increments} increments "
-        f"({protocol.base} first, then {protocol.step} at a time), class order `{orders}`, memory {protocol.memory} "
-        f"(hold-out of BiC inside), ResNet-32 (iCaRL: without the last ReLU), schedule `{options['schedule']}`, "
-        "from random weights. Accuracy in % on the test images of all classes known so far; mean ± standard deviation "
-        "over seeds. Average: over all increments, with the base and without it. * marks the answer that the method "
+        f"{protocol.data} with {protocol.classes} classes in {protocol.increments} increments ({protocol.base} first, "
+        f"then {protocol.step} at a time), class order `{orders}`, memory {protocol.memory} (hold-out of BiC inside), "
+        f"ResNet-32 (iCaRL: without the last ReLU), schedule `{options['schedule']}`, from random weights."
+    )
+    yield ""
+    yield (
+        "Accuracy in % on the test images of all classes known so far; mean ± standard deviation over seeds. Last, "
+        "old, new: after the last increment, on all classes, those known before it, and those that it brought. "
+        "Average: over all increments, with the base and without it. Forgetting: what the classes of an earlier "
+        "increment lost of the best that they ever had. Seconds: of a whole run. * marks the answer that the method "
         "gives; the others are what the same network would say otherwise."
     )
     yield ""
@@ -62,20 +67,19 @@ def _page(runs: Sequence[Run], protocol: Protocol, pictures: Sequence[str], comm
     yield ""
     yield f"![Accuracy by classes seen]({pictures[0]})"
     yield ""
-    yield "## Beside what was published"
-    yield ""
-    yield "Ours / published (difference)."
-    yield ""
-    pairs = beside(runs, protocol)
-    yield from _table(
-        ("method", "source", "average", "average without base", "last"), [compared(row, f) for row, f in pairs]
-    )
-    yield ""
-    for name in dict.fromkeys(figure.source for _, figure in pairs):
-        source = SOURCES[name]
-        other = "" if source.order in orders.split(", ") else f"; class order {source.order or 'its own'}"
-        yield f"- **{name}**: {source.cite}. Differs: {source.differs}{other}; schedule as published, ours as above."
-    yield ""
+    if pairs := beside(runs, protocol):
+        yield "## Beside what was published"
+        yield ""
+        yield "Ours / published (difference)."
+        yield ""
+        titles = ("method", "source", "average", "average without base", "last")
+        yield from _table(titles, [compared(row, f) for row, f in pairs])
+        yield ""
+        for name in dict.fromkeys(figure.source for _, figure in pairs):
+            source = SOURCES[name]
+            other = "" if source.order in orders.split(", ") else f"; class order {source.order or 'its own'}"
+            yield f"- **{name}**: {source.cite}. Differs: {source.differs}{other}; as long as published, ours as above."
+        yield ""
     yield "## Accuracy after each increment"
     yield ""
     yield from _table(
@@ -120,7 +124,9 @@ def curves_picture(path: Path, runs: Sequence[Run], protocol: Protocol) -> None:
         if row.answers:
             axis.plot(seen, row.curve, "o-", color=colours[row.method], label=f"{row.method}, {HEADS[row.head]}")
         elif row.head == "linear_uncorrected":
-            axis.plot(seen, row.curve, "--", color=colours[row.method], linewidth=1, label=f"{row.method}, {HEADS[row.head]}")
+            axis.plot(
+                seen, row.curve, "--", color=colours[row.method], linewidth=1, label=f"{row.method}, {HEADS[row.head]}"
+            )
     for row, published in beside(runs, protocol):
         if len(published.curve) == len(seen):
             colour = colours[row.method]

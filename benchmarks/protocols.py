@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lifelist.exporter.errors import BadSetting
+from lifelist.training.options import Precision
 
 Order = Callable[[int], Sequence[int]]  # number of classes → their numbers in the source, in order of arrival
 
@@ -15,7 +16,7 @@ class Protocol:
     """How the classes of a data set arrive. `base` classes first, then `step` at a time."""
 
     name: str
-    data: str  # what the data set should be; "digits" needs no --data
+    data: str  # what the data set should be; the digits come with the product
     classes: int
     base: int
     step: int
@@ -24,6 +25,7 @@ class Protocol:
     image_size: int = 32
     flip: bool = True
     epochs: int = 0  # of an increment; 0: as the schedule says
+    precision: Precision | None = None  # None: what is quickest here
 
     @property
     def increments(self) -> int:
@@ -42,8 +44,11 @@ def _cifar100() -> list[Protocol]:
     return equal + half
 
 
-_TINY = Protocol("tiny", "turned-digits", 20, 8, 4, 400, image_size=8, flip=False, epochs=8)
-PROTOCOLS: Mapping[str, Protocol] = {p.name: p for p in (*_cifar100(), _TINY)}
+_DIGITS = [
+    Protocol("digits", "digits", 10, 6, 2, 200, image_size=16, flip=False),  # as in the demo
+    Protocol("tiny", "turned-digits", 20, 8, 4, 400, image_size=8, flip=False, epochs=8, precision="fp32"),
+]
+PROTOCOLS: Mapping[str, Protocol] = {p.name: p for p in (*_cifar100(), *_DIGITS)}
 
 
 def as_it_is(count: int) -> Sequence[int]:

@@ -18,7 +18,7 @@ from lifelist.training.options import TrainingOptions
 
 torch.set_num_threads(1)  # so little work that a second thread only waits, and bits do not depend on the machine
 
-TINY = TrainingOptions(image_size=8, flip=False, memory_total=240, epochs=2, batch_size=32)
+TINY = TrainingOptions(image_size=8, flip=False, memory_total=240, epochs=2, batch_size=32, precision="fp32")
 
 BLACK_AND_WHITE = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 

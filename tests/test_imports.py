@@ -11,10 +11,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
-    "exporter": {"lifelist.serving", "lifelist.training", "lifelist.deploy", "ray", "torch", "torchvision"},
-    "training": {"lifelist.serving", "lifelist.deploy", "ray", "faiss", "onnxruntime"},
-    "serving": {"lifelist.training", "lifelist.deploy", "torch", "torchvision"},
+    "exporter": {
+        "lifelist.serving",
+        "lifelist.training",
+        "lifelist.deploy",
+        "lifelist.benchmarks",
+        "ray",
+        "torch",
+        "torchvision",
+    },
+    "training": {"lifelist.serving", "lifelist.deploy", "lifelist.benchmarks", "ray", "faiss", "onnxruntime"},
+    "serving": {"lifelist.training", "lifelist.deploy", "lifelist.benchmarks", "torch", "torchvision"},
     "deploy": set(),
+    "benchmarks": {"lifelist.deploy"},
 }
 ALLOWED = {
     ("exporter/graph.py", "torch"),

@@ -150,6 +150,9 @@ def test_a_method_that_does_not_exist_is_an_error_that_names_the_nearest() -> No
     [
         ({"selection": "best"}, "selection 'best'.*herding, nearest, random"),
         ({"schedule": "long"}, "schedule 'long'.*paper, short"),
+        ({"device": "gpu"}, "device 'gpu' does not exist; there are auto, cpu, cuda"),
+        ({"learning_rate": float("inf")}, "learning_rate should be a number, not inf"),
+        ({"learning_rate": float("nan")}, "learning_rate should be a"),
         ({"batch_size": 1}, "batch_size should be at least 2.*not 1"),
         ({"memory_total": -1}, "memory_total should be at least 0, not -1"),
         ({"image_size": 32, "resize_to": 16}, "resize_to 16 is below image_size 32"),
@@ -158,6 +161,12 @@ def test_a_method_that_does_not_exist_is_an_error_that_names_the_nearest() -> No
 def test_a_wrong_option_says_what_would_be_right(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(BadSetting, match=message):
         replace(TINY, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without CUDA")
+def test_a_device_that_is_not_here_is_a_wrong_option_too() -> None:
+    with pytest.raises(BadSetting, match=r"device 'cuda:1' is not here: 0 CUDA devices work; auto takes the CPU"):
+        start(replace(TINY, device="cuda:1"), mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def test_options_come_back_from_json_as_they_were() -> None:

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from parts_training import TINY, tasks
+from torch.nn import functional
 
 from lifelist.exporter.errors import Failed
 from lifelist.training import increment
+from lifelist.training.data import Images
 from lifelist.training.job import Task, read_result, write_task
 from lifelist.training.loop import Event
 
@@ -185,3 +187,24 @@ def test_what_a_killed_writer_left_behind_is_cleared_and_half_a_line_is_cut_off(
     assert not half.exists()
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines if "epoch" in json.loads(line)] == [1, 2, 3, 4]
+
+
+def test_a_batch_shared_between_cores_resumes_with_the_same_bits_too(tmp_path: Path) -> None:
+    task = replace(tasks()[0][0], options=replace(TINY, batch_size=64))
+    images = Images(
+        functional.interpolate(task.images.pixels.permute(0, 3, 1, 2), size=24).permute(0, 2, 3, 1),
+        task.images.labels,
+        task.images.ids,
+    )
+    task = replace(task, images=images, options=replace(task.options, image_size=24))
+    for name in ("whole", "stopped"):
+        write_task(tmp_path / name, task)
+    torch.set_num_threads(2)
+    try:
+        increment.run(tmp_path / "whole")
+        interrupted(tmp_path / "stopped", 1)
+        increment.run(tmp_path / "stopped")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert everything(tmp_path / "stopped") == everything(tmp_path / "whole")

@@ -1,27 +1,32 @@
 """The one training loop. It reads a row of the table of methods, and resumes from its last epoch."""
 
+import copy
 import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from lifelist.exporter.errors import Failed
+from lifelist.exporter.errors import BadSetting, Failed
 from lifelist.exporter.manifest import BiasCorrection
 from lifelist.training import checkpoint
 from lifelist.training.data import Augmentation, Colour, normalise
 from lifelist.training.loss import TERMS, increment_loss
 from lifelist.training.methods import Method, Schedule
 from lifelist.training.network import Network
-from lifelist.training.options import TrainingOptions
+from lifelist.training.options import Precision, TrainingOptions
 
 SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
+SMALLEST_IMAGE = 16  # pixels in each direction, below which no image is zoomed out
+SMALLEST_SHARE = 8192  # pixels: of fewer, a core spends its time on calls rather than on arithmetic
 
 log = logging.getLogger(__name__)
 Event = dict[str, Any]
@@ -57,13 +62,26 @@ class Run:
 
 
 def start(options: TrainingOptions, **more: Any) -> Run:
-    """A Run on the device and in the precision that `options` ask for, or the best there are."""
+    """A Run on the device and in the precision that `options` ask for. BadSetting if there is no such device here."""
     name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadSetting(
+            f"device {name!r} is not here: {torch.cuda.device_count()} CUDA devices work; auto takes the CPU"
+        )
     half = {"fp32": False, "bf16": True, "auto": device.type == "cuda" and torch.cuda.is_bf16_supported()}
     return Run(options=options, device=device, half=half[options.precision], **more)
+
+
+def quickest(device: str) -> Precision:
+    """bf16 on a CPU with matrix units (AMX), where it is half as quick again; else auto.
+
+    Not what auto means there: with some networks (ResNet-18, not ResNet-32) two runs end with different bits.
+    """
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    return "bf16" if on_cpu and torch.cpu.get_capabilities().get("amx_bf16") else "auto"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -142,6 +160,12 @@ def learning_rate(schedule: Schedule, epoch: int, share: float) -> float:
     return schedule.learning_rate * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
 
 
+def image_size(schedule: Schedule, epoch: int, full: int) -> int:
+    """Pixels in each direction of what the network is shown in an epoch, counted from 0."""
+    zoom = schedule.zooms[epoch * len(schedule.zooms) // schedule.epochs]
+    return min(full, max(SMALLEST_IMAGE, round(full * zoom)))
+
+
 def batches(count: int, size: int, views: int, order: torch.Generator, *, drops_last: bool) -> list[Tensor]:
     """Image numbers of one epoch, `views` times each, in natural proportions (B19): int64, at most `size` at a time.
 
@@ -169,13 +193,14 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     phase = replace(phase, schedule=fitted(phase.schedule, len(phase.rows)))
     optimiser = torch.optim.SGD(_groups(network, phase.schedule), lr=0.1, momentum=phase.schedule.momentum)
     random = {what: seeded(run.options.seed, phase.name, phase.n, what) for what in ("order", "augment", "noise")}
-    with torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else []):
+    forked = torch.random.fork_rng(devices=[run.device] if run.device.type == "cuda" else [])
+    with forked, _Cores(network, phase, run) as cores:
         torch.manual_seed(random["noise"].initial_seed())  # dropout, in the networks that have it, draws from this one
         done = _resume(network, optimiser, random, phase, run)
         seconds: list[float] = []
         for epoch in range(done, phase.schedule.epochs):
             began = time.monotonic()
-            loss, images = _epoch(network, optimiser, random, phase, run, epoch)
+            loss, images = _epoch(network, optimiser, random, phase, run, epoch, cores)
             seconds.append(time.monotonic() - began)
             event = {
                 "kind": "epoch",
@@ -183,6 +208,7 @@ def train(network: Network, phase: Phase, run: Run) -> None:
                 "epoch": epoch + 1,
                 "epochs": phase.schedule.epochs,
                 "loss": loss,
+                "seconds": round(seconds[-1], 3),
                 "images_per_second": round(images / seconds[-1], 1),
                 "seconds_left": round(sum(seconds) / len(seconds) * (phase.schedule.epochs - epoch - 1), 1),
             }
@@ -192,6 +218,69 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     network.eval()
 
 
+class _Cores:
+    """Computes the gradient of a batch on several cores, each with a share of its images, as data-parallel training
+    does on several GPUs: batch-norm takes the statistics of a share, and its running ones are those of the first.
+
+    On a CPU this is quicker than several threads in each operation, which wait for one another a hundred times in a
+    batch, and come nearly to a halt as soon as one of them shares its core with another program.
+    """
+
+    def __init__(self, network: Network, phase: Phase, run: Run) -> None:
+        self.phase, self.run, self.parameters = phase, run, list(network.parameters())
+        self.threads = torch.get_num_threads()
+        pixels = phase.schedule.batch_size * run.options.image_size**2
+        alone = run.device.type != "cpu" or _draws(network)
+        self.count = 1 if alone else min(self.threads, max(1, pixels // SMALLEST_SHARE))
+        self.networks = [network, *(_twin(network) for _ in range(self.count - 1))]
+        self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> "_Cores":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.pool.shutdown()
+        if self.count > 1:
+            torch.set_num_threads(self.threads)  # what its threads set for themselves is kept for later ones, too
+
+    def gradient(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Puts it where the optimiser looks for it. The terms of the loss, means over the batch."""
+        for network in self.networks:
+            network.train()
+        count = max(1, min(self.count, len(rows) // SMALLEST_BATCH))
+        shares = zip(self.networks, images.chunk(count), rows.chunk(count), strict=False)
+        jobs = [(network, x, y, len(y) / len(rows)) for network, x, y in shares]
+        if count == 1:
+            found = [self._share(*jobs[0])]
+        else:
+            found = [job.result() for job in [self.pool.submit(self._share, *job) for job in jobs]]
+        for parameter, *parts in zip(self.parameters, *(gradients for _, gradients in found), strict=True):
+            parameter.grad = sum(parts[1:], parts[0])
+        return torch.stack([terms for terms, _ in found]).sum(0)
+
+    def _share(self, network: Network, images: Tensor, rows: Tensor, weight: float) -> tuple[Tensor, Sequence[Tensor]]:
+        phase, run = self.phase, self.run
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
+            student = network.logits(images)
+            teacher = phase.teacher(images) if phase.teacher else student.new_zeros(len(rows), phase.n)
+        terms = weight * increment_loss(phase.method, student, teacher, rows, phase.heads)
+        return terms.detach(), torch.autograd.grad(terms.sum(), self.parameters, materialize_grads=True)
+
+
+def _draws(network: Network) -> bool:
+    """Whether it draws random numbers as it runs, which several threads would share out differently each time."""
+    return any("Dropout" in type(m).__name__ or "StochasticDepth" in type(m).__name__ for m in network.modules())
+
+
+def _twin(network: Network) -> Network:
+    """A copy with batch-norm statistics of its own, whose parameters are those of the original."""
+    twin = copy.deepcopy(network)
+    for name, parameter in network.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        setattr(twin.get_submodule(module), leaf, parameter)
+    return twin
+
+
 def _epoch(
     network: Network,
     optimiser: torch.optim.SGD,
@@ -199,28 +288,26 @@ def _epoch(
     phase: Phase,
     run: Run,
     epoch: int,
+    cores: _Cores,
 ) -> tuple[dict[str, float], int]:
     """One pass; (mean of each term of the loss, images seen). Nothing is read back from the device until the end."""
     schedule, options = phase.schedule, run.options
     augment = Augmentation(crop=options.crop, flip=options.flip, colour=schedule.colour)
     cut = batches(len(phase.rows), schedule.batch_size, schedule.views, random["order"], drops_last=schedule.drops_last)
     total, images = torch.zeros(len(TERMS), device=run.device), 0
-    network.train()
+    size = image_size(schedule, epoch, options.image_size)
     for step, which in enumerate(cut):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(schedule, epoch, step / len(cut))
         rows = phase.rows[which].to(run.device)
         x = augment(phase.pixels[which].to(run.device), run.mean, run.std, random["augment"])
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
-            student = network.logits(x)
-            teacher = phase.teacher(x) if phase.teacher else student.new_zeros(len(rows), phase.n)
-        terms = increment_loss(phase.method, student, teacher, rows, phase.heads)
-        optimiser.zero_grad()
-        terms.sum().backward()  # type: ignore[no-untyped-call]
+        if size < options.image_size:
+            x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
+        terms = cores.gradient(x, rows)
         if options.gradient_noise:
             add_gradient_noise(network, epoch + 1, schedule.batch_size, random["noise"])
         optimiser.step()
-        total += terms.detach() * len(rows)
+        total += terms * len(rows)
         images += len(rows)
     means = (total / images).tolist()
     if not all(map(math.isfinite, means)):

@@ -27,6 +27,7 @@ class Schedule:
     views: int = 1  # passes over the images in one epoch, each with its own augmentation
     colour: bool = False  # brightness or contrast besides crop and flip
     drops_last: bool = False  # whether a last batch that is not full is left out
+    zooms: tuple[float, ...] = (1.0,)  # of the image's size, in stretches of equally many epochs: small ones are quick
 
 
 @dataclass(frozen=True, slots=True)

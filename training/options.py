@@ -3,6 +3,8 @@
 
 import dataclasses
 import difflib
+import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -41,7 +43,7 @@ class TrainingOptions:
     colour: bool = _say(False, "augment by brightness or contrast, as EEIL does")
     gradient_noise: bool = _say(False, "EEIL's noise on gradients, at the scale of its authors' code")
     precision: Precision = _say("auto", "auto: bfloat16 on a GPU that has it, else float32")
-    device: str = _say("auto", "auto: CUDA if it works, else CPU; or a torch device")
+    device: str = _say("auto", "auto: CUDA if it works, else CPU; or cpu, cuda, cuda:1 …")
     seed: int = _say(0, "of everything random; the same seed gives the same weights on a CPU")
 
     def __post_init__(self) -> None:
@@ -55,6 +57,10 @@ class TrainingOptions:
         for name, least in _LEAST.items():
             if not getattr(self, name) >= least:
                 raise BadSetting(f"{name} should be at least {least}, not {getattr(self, name)}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise BadSetting(f"device {self.device!r} does not exist; there are auto, cpu, cuda, and cuda:N")
+        if not math.isfinite(self.learning_rate):
+            raise BadSetting(f"learning_rate should be a number, not {self.learning_rate}")
         if self.batch_size == 1:
             raise BadSetting(
                 "batch_size should be at least 2 (or 0, as the schedule says), not 1: batch-norm needs two"

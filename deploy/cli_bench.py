@@ -1,0 +1,140 @@
+"""`lifelist bench`: the published experiments, and how fast this is, on this machine."""
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lifelist.deploy.sources import Resolved
+from lifelist.deploy.terminal import Follower, following, json_option, note, result, table
+from lifelist.exporter.errors import BadInput
+
+if TYPE_CHECKING:
+    from lifelist.benchmarks.protocols import Protocol
+
+
+@click.group()
+def bench() -> None:
+    """Repeat published experiments, and measure."""
+
+
+@bench.command()
+@click.option("--protocol", "name", default="tiny", show_default=True, help="cifar100-10x10, digits, tiny …")
+@click.option("--data", help="The data set: a folder per class, or Parquet. The digits need none.")
+@click.option("--method", "methods", default="bic,finetune", show_default=True, help="One, or several: bic,icarl,wa.")
+@click.option("--seeds", default="0", show_default=True, help="One, or several: 0,1,2.")
+@click.option("--order", help="Class order: facil and icarl (both seed 1993), source, or seed:N.")
+@click.option("--schedule", type=click.Choice(["short", "paper"]), default="short", show_default=True)
+@click.option("--memory", help="2000: in all. 20-per-class: of each. Unless given, the protocol's.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where runs and pages go.")
+@json_option
+@click.pass_obj
+def accuracy(
+    resolved: Resolved,
+    name: str,
+    data: str | None,
+    methods: str,
+    seeds: str,
+    order: str | None,
+    schedule: Any,
+    memory: str | None,
+    jobs: int,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Run class-incremental protocols and put the results beside the published ones.
+
+    Makes a page, two pictures and results.json. Stopped at any moment, the same command goes on from the last epoch;
+    runs that have ended are not run again.
+    """
+    protocol = _protocol(name, memory)
+    order = order or ("facil" if protocol.data == "cifar100" else "source")
+
+    from lifelist.benchmarks import accuracy as experiments
+    from lifelist.benchmarks import accuracy_report as report
+    from lifelist.benchmarks.protocols import order as class_order
+
+    class_order(order)
+    asked = experiments.Asked(
+        protocol=protocol,
+        data=_data(protocol, data),
+        methods=methods.split(","),
+        seeds=_numbers("--seeds", seeds),
+        order=order,
+        schedule=schedule,
+        device=resolved.settings.training.device,
+    )
+    for method in asked.methods:
+        asked.options(method, 0)  # a wrong one is told before anything runs
+    place = folder or resolved.settings.home / "bench" / f"{protocol.name}-{order}-{schedule}"
+    try:
+        with following() as show:
+            runs = experiments.run_all(asked, place / "runs", jobs=jobs, on_event=_Shown(show))
+    except KeyboardInterrupt:
+        note("the same command goes on from the last epoch")
+        raise
+    found = experiments.rows(runs)
+    pictures = ("accuracy.png", "confusion.png")
+    report.curves_picture(place / pictures[0], runs, protocol)
+    report.confusion_picture(place / pictures[1], runs)
+    command = shlex.join(["lifelist", *sys.argv[1:]])
+    (place / "README.md").write_text(report.page(runs, protocol, pictures, command))
+    facts = {"protocol": asdict(protocol), "order": order, "schedule": schedule, "rows": [asdict(row) for row in found]}
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
+    lines = [table(report.TITLES, [report.cells(row) for row in found])]
+    if pairs := report.beside(runs, protocol):
+        titles = ("method", "published in", "average: ours / published", "without base", "last")
+        lines += ["", table(titles, [report.compared(row, figure) for row, figure in pairs])]
+    lines += ["", f"* the method's own answer; accuracy in %. The page: {place / 'README.md'}"]
+    result(facts, "\n".join(lines), as_json)
+
+
+class _Shown:
+    """Shows the events of one run after the other, or of several at a time."""
+
+    def __init__(self, show: Follower) -> None:
+        self.show, self.run = show, ""
+
+    def __call__(self, run: str, event: Mapping[str, Any]) -> None:
+        if run != self.run:
+            self.run = run
+            note(f"— {run}")
+        self.show(event["kind"], event)
+
+
+def _protocol(name: str, memory: str | None) -> "Protocol":
+    from lifelist.benchmarks.protocols import PROTOCOLS
+
+    if name not in PROTOCOLS:
+        raise BadInput(f"protocol {name!r} does not exist; there are {', '.join(PROTOCOLS)}")
+    if memory is None:
+        return PROTOCOLS[name]
+    count, _, each = memory.partition("-")
+    if not count.isdecimal() or each not in ("", "per-class"):
+        raise BadInput(f"--memory takes a number of images, or as in 20-per-class; not {memory!r}")
+    total, per_class = (0, int(count)) if each else (int(count), 0)
+    return replace(PROTOCOLS[name], memory_total=total, memory_per_class=per_class)
+
+
+def _data(protocol: "Protocol", given: str | None) -> str:
+    if given is not None:
+        return given
+    if protocol.data.endswith("digits"):
+        return protocol.data
+    raise BadInput(
+        f"protocol {protocol.name} needs --data PATH: {protocol.data} as Parquet with encoded images and labels "
+        "(the usual public layout), or as a folder per class in train/ and test/"
+    )
+
+
+def _numbers(flag: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise BadInput(f"{flag} takes a number, or several as in 0,1,2; not {text!r}") from error
