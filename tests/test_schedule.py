@@ -2,8 +2,9 @@
 
 import pytest
 
-from lifelist.training.loop import SMALLEST_BATCH, fitted
+from lifelist.training.loop import SMALLEST_BATCH, fitted, scaled
 from lifelist.training.methods import METHODS
+from lifelist.training.options import TrainingOptions
 
 
 @pytest.mark.parametrize(("images", "batch"), [(2, 16), (42, 16), (200, 25), (512, 64), (5000, 64)])
@@ -12,7 +13,17 @@ def test_few_images_are_learned_in_smaller_batches_at_a_lower_rate(images: int, 
     found = fitted(schedule, images)
     assert found.batch_size == batch >= SMALLEST_BATCH
     assert found.learning_rate == pytest.approx(schedule.learning_rate * (batch / schedule.batch_size) ** 0.5)
-    assert found.epochs == schedule.epochs
+    assert found.epochs == (24 if images < 32 * 64 else 16)
+
+
+def test_more_epochs_for_few_images_move_the_milestones_too_but_never_what_was_asked_for() -> None:
+    schedules = METHODS["eeil"].schedules["short"]
+    assert schedules.balanced is not None
+    assert (schedules.balanced.epochs, schedules.balanced.milestones) == (6, (2, 4))
+    found = fitted(schedules.balanced, 100)
+    assert (found.epochs, found.milestones) == (9, (3, 6))
+    asked = scaled(schedules.increment, TrainingOptions(epochs=5), schedules.increment)
+    assert fitted(asked, 100).epochs == 5
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -25,6 +25,7 @@ from lifelist.training.network import Network
 from lifelist.training.options import Precision, TrainingOptions
 
 SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
+FEW_STEPS = 32  # in an epoch: fewer are short
 SMALLEST_IMAGE = 16  # pixels in each direction, below which no image is zoomed out
 SMALLEST_SHARE = 8192  # pixels: of fewer, a core spends its time on calls rather than on arithmetic
 
@@ -132,15 +133,19 @@ def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) ->
         learning_rate=schedule.learning_rate * faster,
         batch_size=options.batch_size or schedule.batch_size,
         least_steps=1 if options.batch_size else schedule.least_steps,
+        few=1.0 if options.epochs else schedule.few,
         colour=schedule.colour or options.colour,
     )
 
 
 def fitted(schedule: Schedule, images: int) -> Schedule:
-    """`schedule` for so many images: batches small enough for `least_steps` in an epoch, but not below SMALLEST_BATCH.
+    """`schedule` for so many images: more epochs where one is short, and batches small enough for `least_steps` in one.
 
     The learning rate falls with the root of the batch, as the noise of a step grows.
     """
+    if images < FEW_STEPS * schedule.batch_size:
+        milestones = tuple(round(milestone * schedule.few) for milestone in schedule.milestones)
+        schedule = replace(schedule, epochs=round(schedule.epochs * schedule.few), milestones=milestones)
     if images >= schedule.least_steps * schedule.batch_size or schedule.least_steps == 1:
         return schedule
     size = min(schedule.batch_size, max(SMALLEST_BATCH, images // schedule.least_steps))
