@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lifelist.deploy import examples, rollout
+from lifelist.deploy import asked, examples, rollout
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.workshop import Look, Workshop, open_workshop, train_here
@@ -13,6 +13,10 @@ from lifelist.exporter.manifest import Manifest
 from lifelist.training.sources import Encoded, class_names, encoded
 
 BUFFER = 256 * 2**20  # bytes of encoded images that are held while they are sorted by class
+ADVICE = (
+    "To get through: train longer (--training.epochs), add images to the data, or lower the gate's limit in "
+    "lifelist.toml; then give the same command again"
+)
 
 OnEvent = Callable[[str, Mapping[str, Any]], None]  # kind, data: of the rollout's events, and `examples`
 
@@ -25,8 +29,9 @@ def make_base(settings: Settings, data: Path | str, on_event: OnEvent = _ignore)
     """Train the first version on the classes of `data` (training/sources.py says what that may be), and make it live.
 
     on_event gets `examples` {"added", "duplicates", "refused"} for every lot of images, then the rollout's own events.
-    Again after ctrl-C or a kill: goes on from where it was. Conflict if a version is live already, BadInput if `data`
-    cannot be used, Refused if the gate says no, Failed if it cannot go on; each says why.
+    Again after ctrl-C or a kill: goes on from where it was. Conflict if a version is live already, or an unfinished
+    base is of other data or other settings; BadInput if `data` cannot be used, Refused if the gate says no, Failed if
+    it cannot go on. Each says why.
     """
     seen = 0
 
@@ -49,9 +54,11 @@ def make_base(settings: Settings, data: Path | str, on_event: OnEvent = _ignore)
             f"version {live.version} is live already; add classes to it with `lifelist examples add` and "
             "`lifelist increment start`, or give --home another folder"
         )
+    wanted = asked.asked_now(settings, data)
+    asked.check(workshop, wanted)
     seen = workshop.store.last_event_id()
     if not workshop.store.open_rollouts():
-        _add(workshop, data, on_event)
+        _add(workshop, data, wanted, on_event)
         rollout.start(workshop)
     tell()
     ended = rollout.carry_all(workshop)
@@ -63,15 +70,17 @@ def make_base(settings: Settings, data: Path | str, on_event: OnEvent = _ignore)
 
 def _outcome(workshop: Workshop, ended: Rollout) -> Manifest:
     if ended.state == "rejected":
-        raise Refused(ended.reason or "")
+        raise Refused(f"{ended.reason}. {ADVICE}")
     if ended.state != "done" or workshop.live is None:
         raise Failed(f"increment {ended.id} ended as {ended.state}: {ended.reason}")
     return workshop.live
 
 
-def _add(workshop: Workshop, data: Path | str, on_event: OnEvent) -> None:
+def _add(workshop: Workshop, data: Path | str, wanted: asked.Asked, on_event: OnEvent) -> None:
     """Add the images that are not set apart for testing. Those that cannot be used are told, and left out."""
-    for lot in _lots(image for image in encoded(data) if image.split != "test"):
+    for number, lot in enumerate(_lots(image for image in encoded(data) if image.split != "test")):
+        if not number:  # `data` can be used, and nothing of it is here yet
+            asked.write(workshop.settings.home, wanted)
         for name in class_names(lot):
             files = [(image.where, image.data) for image in lot if image.class_name == name]
             most = workshop.settings.examples.max_per_request

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lifelist.deploy import enrol
 from lifelist.deploy.records import Rollout, now
-from lifelist.deploy.workshop import CHECKPOINT, EXEMPLARS, Workshop
+from lifelist.deploy.workshop import CHECKPOINT, EVALUATION, EXEMPLARS, Workshop
 from lifelist.exporter import fold, graph, index, session
 from lifelist.exporter.errors import Moved
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Manifest, Parity, Preprocess
@@ -34,6 +34,7 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         session.MEANS: index.build(learned.class_ids, learned.means.numpy()),
         CHECKPOINT: learned.checkpoint,
         EXEMPLARS: json.dumps(memory).encode(),
+        EVALUATION: json.dumps(learned.evaluation).encode(),
     }
     draft = Manifest(
         version=0,

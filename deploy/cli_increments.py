@@ -1,14 +1,20 @@
 """The commands about increments: start, list, show, watch, cancel."""
 
 import json
+from pathlib import Path
 
 import click
 
 from lifelist.deploy.answers import ENDED, Increment, StepTaken
 from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.sources import Resolved
-from lifelist.deploy.terminal import flat, following, json_option, note, result, table
+from lifelist.deploy.terminal import flat, following, json_option, note, result, table, verdict
 from lifelist.exporter.errors import Failed
+
+ADVICE = (
+    "To get through: send more images (lifelist examples add), or serve with more training.epochs or a lower limit of "
+    "the gate in lifelist.toml; then `lifelist increment start` again"
+)
 
 
 @click.group()
@@ -54,10 +60,22 @@ def list_(resolved: Resolved, as_json: bool) -> None:
 
 @increment.command()
 @click.argument("number", type=int)
+@click.option(
+    "--report", metavar="[FILE]", is_flag=False, flag_value="",
+    help="Make a page of what it learnt, with pictures: increment-NUMBER.html, unless FILE is given. Needs no server, "
+    "but the database, the registry and the examples of the home.",
+)  # fmt: skip
 @json_option
 @click.pass_obj
-def show(resolved: Resolved, number: int, as_json: bool) -> None:
-    """Show increment NUMBER, step by step."""
+def show(resolved: Resolved, number: int, report: str | None, as_json: bool) -> None:
+    """Show increment NUMBER, step by step; or with --report, make a page of what it learnt."""
+    if report is not None:
+        from lifelist.deploy import report_page
+        from lifelist.deploy.workshop import open_workshop
+
+        file = report_page.write(open_workshop(resolved.settings), number, Path(report or f"increment-{number}.html"))
+        result({"report": str(file)}, str(file), as_json)
+        return
     with Client(url_of(resolved.settings)) as client:
         found = client.increment(number)
     progress = found["progress"]
@@ -110,7 +128,7 @@ def _step(step: StepTaken) -> list[str]:
     again = f", {step['attempts']} times" if step["attempts"] > 1 else ""
     lines = [f"  {step['state']:<8} {step['began']} – {step['ended'] or 'now'}{again}"]
     for check in step["facts"].get("gate", []):
-        lines.append(f"           {'passed' if check['passed'] else 'REFUSED'}: {check['message']}")
+        lines.append(f"           {verdict(check)}")
     facts = flat({name: fact for name, fact in step["facts"].items() if name != "gate"})
     return lines + [f"           {fact}" for fact in facts if "per_class" not in fact]
 
@@ -129,4 +147,6 @@ def _conclude(found: Increment, as_json: bool) -> None:
     """The last line. An increment that did not go live is a failure for whoever waits for the exit code."""
     click.echo(json.dumps(found, ensure_ascii=False) if as_json else _line(found))
     if found["state"] != "done":
-        raise Failed(f"increment {found['id']} ended as {found['state']}: {found['reason'] or 'no reason was given'}")
+        advice = f". {ADVICE}" if found["state"] == "rejected" else ""
+        reason = found["reason"] or "no reason was given"
+        raise Failed(f"increment {found['id']} ended as {found['state']}: {reason}{advice}")

@@ -121,7 +121,8 @@ def base(resolved: Resolved, data: str, as_json: bool) -> None:
         raise
     accuracy = made.results.get(made.default_answer, {}).get("all")
     right = "" if accuracy is None else f"; {100 * accuracy:.1f} % of the images set apart are answered right"
-    text = f"version {made.version} is live: {len(made.classes)} classes{right}\nserve it with: lifelist serve"
+    classes = f"{len(made.classes)} {'class' if len(made.classes) == 1 else 'classes'}"
+    text = f"version {made.version} is live: {classes}{right}\nserve it with: lifelist serve"
     result(asdict(made), text, as_json)
 
 
@@ -199,7 +200,10 @@ def _sizes(text: str) -> int | list[int]:
 @click.option("--data", type=click.Path(path_type=Path), help="Your own images, a folder per class, not the digits.")
 @click.pass_obj
 def demo(resolved: Resolved, keep: bool, data: Path | None) -> int:
-    """Watch a classifier learn new classes under traffic."""
+    """Watch a classifier learn new classes under traffic.
+
+    Settings are those of the server that it plays with, but what it keeps is kept in ./lifelist-demo.
+    """
     from lifelist.deploy.demo import run
 
-    return run(resolved.settings, keep=keep, data=data)
+    return run(resolved, keep=keep, data=data)

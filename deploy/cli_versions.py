@@ -8,7 +8,7 @@ import click
 from lifelist.deploy.answers import Moved
 from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.sources import Resolved
-from lifelist.deploy.terminal import flat, json_option, result, table
+from lifelist.deploy.terminal import flat, json_option, result, table, verdict
 from lifelist.exporter.errors import Corrupt
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
@@ -74,7 +74,10 @@ def verify(resolved: Resolved, numbers: tuple[int, ...], as_json: bool) -> None:
 def diff(resolved: Resolved, first: int, second: int, as_json: bool) -> None:
     """Show in what version SECOND differs from version FIRST."""
     found = Registry(resolved.settings.registry_url).diff(first, second)
-    result(found, "\n".join(flat(found)) or f"versions {first} and {second} say the same", as_json)
+    lines = flat({name: change for name, change in found.items() if name != "gate"})
+    for side, checks in found.get("gate", {}).items():
+        lines += [f"gate.{side}: {check['name']} {verdict(check)}" for check in checks]
+    result(found, "\n".join(lines) or f"versions {first} and {second} say the same", as_json)
 
 
 @versions.command()

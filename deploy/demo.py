@@ -20,7 +20,7 @@ from lifelist.deploy import ground
 from lifelist.deploy.cli_increments import follow
 from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.report import Increment, Phase, Step, accuracy_table, picture, traffic_table, waiting_table
-from lifelist.deploy.settings import Settings
+from lifelist.deploy.sources import Resolved, as_toml
 from lifelist.deploy.story import Story, digits, own_images
 from lifelist.deploy.terminal import progress
 from lifelist.deploy.traffic import Sent, Traffic
@@ -29,17 +29,18 @@ from lifelist.exporter.registry import Registry
 
 QUIET_S = 3.0  # without an update, so that there is something to compare with
 READY = "listening at"  # what `lifelist serve` says once it answers
+FOR_DIGITS = {"training.image_size": 16, "training.flip": False, "training.memory_total": 200}  # never mirrored
 MARK = ".made-by-lifelist-demo"  # only a folder that has it is ever replaced
 
 
-def run(settings: Settings, *, keep: bool, data: Path | None) -> int:
+def run(resolved: Resolved, *, keep: bool, data: Path | None) -> int:
     """Play the whole story in ./lifelist-demo; 0 only if no request failed and no answer was inconsistent."""
-    began = time.monotonic()
+    began, settings = time.monotonic(), resolved.settings
     ground.check_port(settings.serving.host, settings.serving.port)
     folder = _fresh_folder(Path("lifelist-demo"))
     say(f"Everything this demo makes is in {folder}/.")
-    story = digits(folder) if data is None else own_images(data, folder)
-    _write_settings(folder, settings, digits=data is None)
+    story = digits(folder) if data is None else own_images(data, folder, settings)
+    _write_settings(folder, resolved, digits=data is None)
     lifelist = [sys.executable, "-m", "lifelist.deploy.cli", "--config", str(folder / "lifelist.toml")]
 
     chapter(f"1. A base version on {len(story.base)} classes: {', '.join(story.base)}")
@@ -122,19 +123,18 @@ def _fresh_folder(folder: Path) -> Path:
     return folder
 
 
-def _write_settings(folder: Path, settings: Settings, *, digits: bool) -> None:
-    """The demo's own settings file: small images, and no mirrored digits."""
-    lines = [
-        f'home = "{folder / "data"}"',
-        "[examples]",
-        "keep = true  # for the contrast with fine-tuning at the end",
-        "[serving]",
-        f'host = "{settings.serving.host}"',
-        f"port = {settings.serving.port}",
-    ]
-    if digits:
-        lines += ["[training]", "image_size = 16", "resize_to = 16", "flip = false", "memory_total = 200"]
-    (folder / "lifelist.toml").write_text("\n".join(lines) + "\n")
+def _write_settings(folder: Path, resolved: Resolved, *, digits: bool) -> None:
+    """The settings file of the demo's commands: what was given, and where that says nothing, what suits the digits.
+
+    Over what was given go the places where things are kept, all in `folder`, and that all images are: the contrast with
+    fine-tuning at the end needs them. What was given and is not followed is told.
+    """
+    own = {"home": str(folder / "data"), "registry": "", "database": "", "examples.keep": True}
+    given = resolved.given
+    if lost := [name for name, value in own.items() if given.get(name, value) != value]:
+        say(f"It keeps everything in {folder}/, so these settings are not followed: {', '.join(lost)}.")
+    values = (FOR_DIGITS if digits else {}) | given | own
+    (folder / "lifelist.toml").write_text(as_toml(values), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------- server

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from lifelist.deploy import examples, tables, withdrawn
 from lifelist.deploy.records import now
-from lifelist.deploy.workshop import Workshop
+from lifelist.deploy.workshop import EVALUATION, Workshop
 from lifelist.exporter import index, session
 from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.fold import Floats, unit
@@ -86,7 +86,8 @@ def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources)
         results={},
         gate=(),
     )
-    return registry.publish(draft, files, reuse=[entry for entry in live.files if entry.name not in files])
+    shared = [entry for entry in live.files if entry.name not in (*files, EVALUATION)]
+    return registry.publish(draft, files, reuse=shared)
 
 
 def situation(workshop: Workshop) -> tuple[object, ...]:

@@ -190,11 +190,10 @@ def _result(image: _Arrived, owners: dict[str, int], names: dict[int, str], clas
 
 def _check_open(known: KnownClass, live: Manifest | None, rollout: Rollout | None) -> None:
     """Conflict if images of this class would come too late to be learned from."""
-    entry = next((e for e in live.trained if e.id == known.id), None) if live else None
-    if live and entry:
+    if live and known.id in {entry.id for entry in live.trained}:
         raise Conflict(
-            f"class {known.name!r} is trained already: version {live.version} has it since increment "
-            f"{entry.increment}. Images are taken of classes that are not; give a new class another name"
+            f"class {known.name!r} is trained already: version {live.version} has it. "
+            "Images are taken of classes that are not; give a new class another name"
         )
     if rollout and rollout.state != QUEUED:
         raise Conflict(

@@ -7,10 +7,11 @@ Ray writes the file anew before each start and reload. Of it, this program chang
 - the metrics and status pages listen on loopback, and the admin socket is the owner's alone;
 - what HAProxy or Ray say by themselves, in plain text or HTML, is JSON as all our errors are;
 - a query that died with its replica is asked again of another (classifying twice does no harm; other routes are left);
-- the head of a request has to arrive in time.
+- the head of a request has to arrive in time, and may have more lines than HAProxy's 101.
 
 A line that is not where it is expected stops the start, so that a change in Ray's template is seen at once.
-What is no HTTP at all gets HAProxy's own page (400, HTML): it answers that before it looks at its configuration.
+What HAProxy cannot read from the start (no HTTP, a head beyond 15 KB or MOST_HEADERS or not there in time, an unknown
+transfer encoding) gets a page that is compiled into it (400, 408 or 422, HTML): no configuration changes that.
 It runs without site-packages, hence the standard library only.
 """
 
@@ -24,15 +25,20 @@ from pathlib import Path
 
 MARK = "# narrowed by Lifelist\n"
 HEAD_TIMEOUT_S = 30
+MOST_HEADERS = 500  # lines; HAProxy's own limit is 101
 
 # fmt: off
 HAPROXY_SAYS = {  # HAProxy's status → the status and the sentence that a client gets
+    400: (400, "Bad Request",           "the body cannot be read: its chunks are not as HTTP has them"),
+    408: (408, "Request Timeout",       f"the body did not arrive within {HEAD_TIMEOUT_S} s; send it again"),
     500: (500, "Internal Server Error", "internal error in the proxy; its log has it"),
     502: (503, "Service Unavailable",   "the replica went away before it answered; send it again"),
     503: (503, "Service Unavailable",   "no replica answers at the moment; try again"),
     504: (503, "Service Unavailable",   "the replica did not answer in time; try again"),
 }
 RAY_SAYS = {  # Ray's status, in plain text, where no code of ours answers → the same
+    400: (400, "the request cannot be read: its method, its path or a header is none that HTTP knows"),
+    403: (403, "there are no WebSockets here; send a plain HTTP request, see /docs"),
     404: (503, "the server starts or ends; try again"),  # the operator is at /: what is nobody's is not there yet
     408: (408, "the request was not answered in the time that its header x-request-timeout-seconds allows"),
     500: (500, "internal error; the server's log has it"),
@@ -48,6 +54,7 @@ def narrowed(config: str, folder: Path) -> str:
     if config.startswith(MARK):
         return config
     config = _once(config, r"(stats socket \S+ mode) 666", r"\1 600")
+    config = _once(config, r"(    tune\.bufsize \d+\n)", rf"\1    tune.http.maxhdr {MOST_HEADERS}\n")
     config = _once(config, r"(frontend prometheus\n\s*bind )(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(listen stats\n\s*bind )\*(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(?:    errorfile \d+ \S+\n)+", _errors(folder))

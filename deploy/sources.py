@@ -79,6 +79,16 @@ class Resolved:
     sources: Mapping[str, str]  # key → "default", "environment LIFELIST_…", "file …" or "flag --…"
     rest: tuple[str, ...]
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that somebody gave, by dotted name, as JSON would have them."""
+        dumped = self.settings.model_dump(mode="json", exclude_none=True)
+        return {
+            name: functools.reduce(lambda at, part: at[part], name.split("."), dumped)
+            for name, source in self.sources.items()
+            if source != "default"
+        }
+
 
 @functools.cache
 def keys() -> Mapping[str, Key]:
@@ -130,6 +140,21 @@ def resolve(
         inner[last] = value
     sources = {name: found[name][1] if name in found else "default" for name in keys()}
     return Resolved(_validated(nested, sources), sources, rest)
+
+
+def as_toml(values: Mapping[str, Any]) -> str:
+    """Settings by dotted name, as a file that `resolve` reads."""
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name} = {_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # else as in TOML
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
 def load(

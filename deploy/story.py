@@ -1,13 +1,17 @@
 """The demo's story: which classes come when, and the images of each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from lifelist.deploy import examples
+from lifelist.deploy.settings import Settings
+from lifelist.deploy.terminal import note
 from lifelist.exporter.errors import BadInput
+from lifelist.exporter.preprocess import decode
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
@@ -42,12 +46,15 @@ def digits(folder: Path) -> Story:
     return _story(files, folder)
 
 
-def own_images(data: Path, folder: Path) -> Story:
-    """A folder per class of JPEG, PNG or WebP files."""
+def own_images(data: Path, folder: Path, settings: Settings) -> Story:
+    """A folder per class of JPEG, PNG or WebP files. Those to hold out that the server would refuse are left out.
+
+    BadInput if there are too few classes, or too few images of one.
+    """
     if not data.is_dir():
         raise BadInput(f"--data takes a folder that has one folder of images for each class; {data} is not a folder")
     files = {
-        sub.name: [f for f in sorted(sub.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES]
+        sub.name: [f for f in sorted(sub.iterdir()) if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
         for sub in sorted(data.iterdir())
         if sub.is_dir()
     }
@@ -55,11 +62,29 @@ def own_images(data: Path, folder: Path) -> Story:
         raise BadInput(f"the demo needs at least {LEAST_IMAGES} images of each class in {data}; too few: {few}")
     if len(files) < LEAST_CLASSES:
         raise BadInput(f"the demo needs at least {LEAST_CLASSES} classes in {data}, two to add; found {list(files)}")
-    return _story(files, folder)
+    seen = examples.decoding(settings.training.image_size, settings.training.resized_to)
+    refused: list[str] = []
+
+    def is_usable(file: Path, content: bytes) -> bool:
+        try:
+            decode(content, seen, settings.serving.image_limits)
+        except BadInput as error:
+            refused.append(f"{file}: {error}")
+            return False
+        return True
+
+    story = _story(files, folder, is_usable)
+    if refused:
+        note(f"{len(refused)} of the images to hold out cannot be used, and are left out; the first is {refused[0]}")
+    if without := sorted(set(files) - {name for name, _ in story.held_out}):
+        raise BadInput(f"none of the images to hold out can be used of {', '.join(without)}; mend them, or add others")
+    return story
 
 
-def _story(files: Mapping[str, Sequence[Path]], folder: Path) -> Story:
-    """Every fourth image of each class is held out; of ten classes six come first, then two and two."""
+def _story(
+    files: Mapping[str, Sequence[Path]], folder: Path, is_usable: Callable[[Path, bytes], bool] = lambda *_: True
+) -> Story:
+    """Every fourth image of a class is held out, if usable; of ten classes six come first, then two and two."""
     names = list(files)
     late = max(1, len(names) // 5)
     held_out: list[tuple[str, bytes]] = []
@@ -67,7 +92,9 @@ def _story(files: Mapping[str, Sequence[Path]], folder: Path) -> Story:
         (folder / "learn" / name).mkdir(parents=True)
         for k, path in enumerate(found):
             if k % 4 == 3:
-                held_out.append((name, path.read_bytes()))
+                content = path.read_bytes()
+                if is_usable(path, content):
+                    held_out.append((name, content))
             else:
                 (folder / "learn" / name / path.name).symlink_to(path.resolve())
     first, second = tuple(names[-2 * late : -late]), tuple(names[-late:])

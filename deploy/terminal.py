@@ -54,6 +54,11 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> list[str]:
     return lines
 
 
+def verdict(check: Mapping[str, Any]) -> str:
+    """What a check of the gate found, on one line."""
+    return f"{'passed' if check['passed'] else 'REFUSED'}: {check['message']}"
+
+
 class Bar:
     """Progress of one thing: tqdm at a terminal, else a line every ten percent. Made by `progress`."""
 

@@ -11,7 +11,8 @@ from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Blobs, Registry
 from lifelist.exporter.storage import open_storage
 
-CHECKPOINT, EXEMPLARS = "checkpoint.safetensors", "exemplars.json"  # files of a version, beside those of session.py
+# Files of a version, beside those of session.py. The last: Learned.evaluation, of the model that this version brought.
+CHECKPOINT, EXEMPLARS, EVALUATION = "checkpoint.safetensors", "exemplars.json", "evaluation.json"
 
 Memory = Mapping[str, Mapping[str, list[str]]]  # {"exemplars": {"<class id>": [image ids, best first]}, "holdout": …}
 Look = Callable[[], None]  # called every now and then while training; it may raise Cancelled

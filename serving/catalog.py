@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 
-from lifelist.exporter.errors import LifelistError, Missing, Unavailable
+from lifelist.exporter.errors import BadInput, LifelistError, Missing, Unavailable
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import openapi
@@ -71,11 +71,18 @@ def app(catalog: Catalog) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(no_parameters)],
         exception_handlers=HANDLERS,
     )
     made.state.catalog = catalog
     made.include_router(routes)
     return made
+
+
+async def no_parameters(request: Request) -> None:
+    """BadInput for any query parameter: none of these routes, nor of those that are added, has one."""
+    for name in request.query_params:
+        raise BadInput(f"there is no parameter {name[:80]!r}; {request.method} {request.url.path[:80]} has none")
 
 
 def the_catalog(request: Request) -> Catalog:

@@ -1,5 +1,7 @@
 """From error to status: one table, and one way to say it, {"error": "…"}, on every route."""
 
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -38,6 +40,8 @@ STATUS: dict[type[Exception], int] = {  # the nearest class that an error is of 
 # fmt: on
 
 INTERNAL = "internal error; the server's log has it under request id {request_id}"
+PLACES = ("body", "query", "path", "header")  # how FastAPI begins a location
+ALTERNATIVE = "constrained-"  # how pydantic begins its name for a type of several, as the last part of a location
 
 
 def as_json(request: Request, error: Exception) -> JSONResponse:
@@ -68,9 +72,14 @@ def http_as_json(request: Request, error: Exception) -> JSONResponse:
 
 
 def invalid_as_json(request: Request, error: Exception) -> JSONResponse:
-    """What FastAPI's validation refuses, in one sentence for each field."""
+    """What FastAPI's validation refuses, in one sentence for each field; 415 if the body is not said to be JSON."""
     assert isinstance(error, RequestValidationError)
-    return JSONResponse({"error": "; ".join(_sentence(problem) for problem in error.errors())}, 400)
+    problems = error.errors()
+    if any(isinstance(problem.get("input"), bytes) for problem in problems):  # handed on as it came, unread
+        given = request.headers.get("content-type", "")[:80]
+        said = f"not {given}" if given else "the request has none"
+        return as_json(request, WrongType(f"send Content-Type: application/json; {said}"))
+    return JSONResponse({"error": "; ".join(_sentence(list(same)) for _, same in groupby(problems, _where))}, 400)
 
 
 HANDLERS: dict[Any, Any] = {
@@ -81,9 +90,21 @@ HANDLERS: dict[Any, Any] = {
 }
 
 
-def _sentence(problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"] if part not in ("body", "query", "path", "header"))
-    if problem["type"] == "json_invalid":
-        return f"the body is not JSON: {problem.get('ctx', {}).get('error', problem['msg'])}"
-    given = "" if problem["type"] == "missing" else f", not {str(problem['input'])[:80]!r}"
-    return f"{where or 'the body'}: {problem['msg'].removeprefix('Value error, ')}{given}"
+def _where(problem: Any) -> str:
+    """The field. Where a value may be of several types, pydantic has a problem for each, and they are of one field."""
+    first, *parts = (str(part) for part in problem["loc"])
+    parts = parts if first in PLACES else [first, *parts]
+    if parts and parts[-1].startswith(ALTERNATIVE):
+        parts.pop()
+    return ".".join(parts) or "the body"
+
+
+def _sentence(problems: Sequence[Any]) -> str:
+    """What is wrong with one field: a value that may be of several types has a problem with each of them."""
+    first = problems[0]
+    if first["type"] == "json_invalid":
+        return f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}"
+    wanted = [first["msg"].removeprefix("Value error, ")]
+    wanted += [problem["msg"].removeprefix("Input should ") for problem in problems[1:]]
+    given = "" if first["type"] == "missing" else f", not {str(first['input'])[:80]!r}"
+    return f"{_where(first)}: {' or '.join(wanted)}{given}"

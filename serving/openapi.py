@@ -1,4 +1,4 @@
-"""The OpenAPI description of POST /v1/classify, which is a plain route, and of errors, the same everywhere."""
+"""The OpenAPI description of POST /v1/classify, which is a plain route, and of the errors of every route."""
 
 from typing import Any
 
@@ -9,13 +9,31 @@ from lifelist.serving.options import ServingOptions
 Json = dict[str, Any]
 
 ERRORS = {
-    "400": "the body, a parameter or an image cannot be used",
+    "400": "what was sent cannot be used",
+    "404": "a version, class or increment that does not exist",
     "405": "another method than POST",
     "408": "the body did not arrive in time",
+    "409": "it cannot be done in the state that things are in",
     "413": "over a limit",
     "415": "a content type that is not read",
-    "503": "too much to do at the moment, or no version; Retry-After says when to try again",
+    "503": "not now: too much to do, no replica, or no version; Retry-After says when to try again",
 }
+
+# fmt: off
+ANYWHERE = "400 503"
+BESIDE = {  # route → what it answers beside those
+    f"POST {PATH}":                           "405 408 413 415",
+    "GET /v1/versions/{version}":             "404",
+    "POST /v1/versions/{version}:promote":    "404 409 413 415",
+    "POST /v1/rollback":                      "404 409",
+    "POST /v1/examples":                      "409 413 415",
+    "POST /v1/increments":                    "404 409 413 415",
+    "GET /v1/increments/{increment}":         "404",
+    "GET /v1/increments/{increment}/events":  "404",
+    "POST /v1/increments/{increment}:cancel": "404 409",
+    "POST /v1/feedback":                      "404 413 415",
+}
+# fmt: on
 
 
 def complete(schema: Json, options: ServingOptions) -> Json:
@@ -25,12 +43,16 @@ def complete(schema: Json, options: ServingOptions) -> Json:
         schemas.pop(generated, None)
     schemas["Error"] = _object({"error": {"type": "string"}})
     schemas["Classified"] = _classified()
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            if operation["responses"].pop("422", None) is not None:
-                operation["responses"]["400"] = _error("what was sent cannot be used")
     schema["paths"] = {PATH: {"post": _classify(options)}} | schema["paths"]
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            operation["responses"].pop("422", None)  # FastAPI's; ours is 400
+            operation["responses"] |= _refusals(f"{method.upper()} {path}")
     return schema
+
+
+def _refusals(route: str) -> Json:
+    return {status: _error(ERRORS[status]) for status in sorted(f"{ANYWHERE} {BESIDE.get(route, '')}".split())}
 
 
 def _classify(options: ServingOptions) -> Json:
@@ -64,8 +86,7 @@ def _classify(options: ServingOptions) -> Json:
                 "headers": {"X-Lifelist-Version": {"schema": {"type": "integer"}}},
                 "content": {"application/json": {"schema": _reference("Classified")}},
             }
-        }
-        | {status: _error(what) for status, what in ERRORS.items()},
+        },
     }
 
 

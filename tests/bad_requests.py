@@ -99,6 +99,10 @@ def tensor(shape: str, size: int) -> Json:
 
 
 PNG, JPEG = picture(), picture("JPEG")
+WEB_SOCKET = {
+    "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}  # fmt: skip
 FIELD = 'Content-Disposition: form-data; name="class"\r\n\r\nwren'
 FILE = 'Content-Disposition: form-data; name="images"; filename="a.png"\r\n\r\nx'
 READABLE = "send an image (image/jpeg, image/png, image/webp), a form of image files (multipart/form-data), or a uint8…"
@@ -115,6 +119,17 @@ ROWS = [
     Bad("out of the documentation's folder", "GET", "/docs/..%2f..%2fetc%2fpasswd", 404, "there is no …; see /docs"),
     Bad("wrong method", "DELETE", "/v1/classes", 405, "DELETE does not go with /v1/classes; allowed: GET"),
     Bad("wrong method", "PATCH", "/v1/rollback", 405, "PATCH does not go with /v1/rollback; allowed: POST"),
+    Bad("method that HTTP does not know", "FOO", "/v1/classes", 400,
+        "the request cannot be read: its method, its path or a header is none that HTTP knows"),
+    Bad("WebSocket", "GET", "/v1/classes", 403, "there are no WebSockets here; send a plain HTTP request, see /docs",
+        {"headers": WEB_SOCKET}),
+    Bad("unknown parameter", "GET", "/v1/classes?x=1", 400,
+        "there is no parameter 'x'; GET /v1/classes has none"),
+    Bad("unknown parameter", "GET", "/v1/versions/1?classes", 400,
+        "there is no parameter 'classes'; GET /v1/versions/1 has none"),
+    Bad("unknown parameter", "GET", f"{INCREMENTS}?state=done", 400, "there is no parameter 'state'; …"),
+    Bad("unknown parameter", "POST", "/v1/rollback?to=1", 400, "there is no parameter 'to'; …"),
+    Bad("unknown parameter", "GET", "/metrics?name=lifelist_held_versions", 400, "there is no parameter 'name'; …"),
     # classify
     Bad("wrong method", "GET", CLASSIFY, 405, "GET does not go with /v1/classify; allowed: POST"),
     Bad("below a route", "POST", f"{CLASSIFY}/x", 404, "there is no /v1/classify/x here; see /docs",
@@ -218,7 +233,7 @@ ROWS = [
         "no image of the new class 'puffin' can be accepted. ../../../etc/passwd: the image is 8000×8000 = …",
         form("puffin", flat((8000, 8000)), names=("../../../etc/passwd",))),
     Bad("class that is trained", "POST", EXAMPLES, 409,
-        "class 'heron' is trained already: version … has it since increment 0. …", form("heron", PNG)),
+        "class 'heron' is trained already: version … has it. Images are taken of …", form("heron", PNG)),
     Bad("image that shows another class already", "POST", EXAMPLES, 400,
         "no image of the new class 'puffin' … the same image is already an example of class 'lonely'; an image shows…",
         form("puffin", picture(seed=99))),
@@ -229,6 +244,18 @@ ROWS = [
         {"json": {"classes": "wren"}}),
     Bad("no class in the list", "POST", INCREMENTS, 400, "classes: List should have at least 1 item…",
         {"json": {"classes": []}}),
+    Bad("truth value for a class", "POST", INCREMENTS, 400,
+        "classes.0: Input should be a valid string or be a valid integer, not 'True'", {"json": {"classes": [True]}}),
+    Bad("negative class id", "POST", INCREMENTS, 400,
+        "classes.1: Input should be a valid string or be greater than or equal to 0, not '-1'",
+        {"json": {"classes": ["wren", -1]}}),
+    Bad("class name of 101 characters", "POST", INCREMENTS, 400,
+        "classes.0: String should have at most 100 characters or be a valid integer, not 'www…'",
+        {"json": {"classes": ["w" * 101]}}),
+    Bad("JSON without a content type", "POST", INCREMENTS, 415,
+        "send Content-Type: application/json; the request has none", {"content": b"{}"}),
+    Bad("form", "POST", INCREMENTS, 415,
+        "send Content-Type: application/json; not application/x-www-form-urlencoded", {"data": {"method": "bic"}}),
     Bad("unknown class", "POST", INCREMENTS, 404, "no class is named 'ostrich' or has that id; …",
         {"json": {"classes": ["ostrich"]}}),
     Bad("unknown class, by id", "POST", INCREMENTS, 404, "no class is named 4711 or has that id; …",
@@ -281,6 +308,8 @@ ROWS = [
         "the gate refused version …: a class is missing. Send force: true to promote it still"),
     Bad("force that is no truth value", "POST", "/v1/versions/{refused}:promote", 400,
         "force: Input should be a valid boolean, not 'yes'", {"json": {"force": "yes"}}),
+    Bad("JSON with another content type", "POST", "/v1/versions/{refused}:promote", 415,
+        "send Content-Type: application/json; not text/plain", of_type("text/plain", b'{"force": true}')),
     Bad("wrong method", "GET", "/v1/versions/1:promote", 404, "no version has number '1:promote'; …"),
     # feedback
     Bad("no prediction id", "POST", FEEDBACK, 400, "prediction_id: Field required", {"json": {"class": "heron"}}),
@@ -293,9 +322,10 @@ ROWS = [
         from_scene=lambda scene: {"json": {"prediction_id": altered(scene.prediction_id), "class": "heron"}}),
     Bad("unknown class", "POST", FEEDBACK, 404, "no class is named 'herom' or has that id; …Did you mean heron?",
         from_scene=lambda scene: {"json": {"prediction_id": scene.prediction_id, "class": "herom"}}),
-    Bad("class that is neither name nor id", "POST", FEEDBACK, 400, "class…: Input should be a valid …",
+    Bad("class that is neither name nor id", "POST", FEEDBACK, 400,
+        "class: Input should be a valid string or be a valid integer, not …",
         from_scene=lambda scene: {"json": {"prediction_id": scene.prediction_id, "class": {"id": 1}}}),
-    Bad("JSON without its content type", "POST", FEEDBACK, 400, "the body: Input should be a valid dictionary…",
+    Bad("JSON with another content type", "POST", FEEDBACK, 415, "send Content-Type: application/json; not text/plain",
         {"content": b'{"prediction_id": "x", "class": "heron"}', "headers": {"Content-Type": "text/plain"}}),
 ]
 # fmt: on
@@ -326,6 +356,7 @@ Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong 
 | status | when |
 | --- | --- |
 | 400 | what was sent cannot be used |
+| 403 | a WebSocket |
 | 404 | a route, version, class or increment that does not exist |
 | 405 | a method that does not go with the route |
 | 408 | a body that did not arrive in time |

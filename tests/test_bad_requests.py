@@ -1,7 +1,7 @@
 """Every bad request of tests/bad_requests.py, sent to a real server: its status, its message, and never a 5xx."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import bad_requests
@@ -15,6 +15,8 @@ from lifelist.deploy import tables
 from lifelist.deploy.records import now
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.store import Store
+
+Route = tuple[str, str]  # method and path, as /openapi.json has them
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +69,25 @@ def test_a_bad_request_gets_its_status_and_a_message_that_helps(row: Bad, http: 
     wanted = ".*".join(re.escape(part) for part in row.error.split("…"))
     assert re.fullmatch(wanted, message["error"], re.DOTALL), message["error"]
     assert answer.status_code == row.status < 500
+
+
+def test_the_description_declares_each_status_of_each_bad_request_to_a_route(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    declared = {(method.upper(), path): known["responses"] for path in paths for method, known in paths[path].items()}
+    seen = {(found, str(row.status)) for row in ROWS if row.status != 403 and (found := route(row, declared))}
+    assert len(seen) > 25
+    assert {(found, status) for found, status in seen if status not in declared[found]} == set()
+
+
+def route(row: Bad, declared: Collection[Route]) -> Route | None:
+    """Which of the declared routes a row is sent to; None for a path or a method that none of them has."""
+    path = row.path.partition("?")[0]
+    fits = [known for known in declared if known[0] == row.method and re.fullmatch(pattern(known[1]), path)]
+    return min(fits, key=lambda known: known[1].count("{"), default=None)
+
+
+def pattern(path: str) -> str:
+    return re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
 
 
 def test_the_page_about_errors_is_what_the_command_prints() -> None:

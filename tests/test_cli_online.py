@@ -172,6 +172,16 @@ def test_an_increment_that_did_not_go_live_is_a_failure_with_its_reason(
     assert err.splitlines()[-1] == "lifelist: increment 1 ended as failed: the disk is full"
 
 
+def test_a_rejected_increment_says_what_helps(run: Run, pictures: Path, server: Server) -> None:
+    run("examples", "add", str(pictures / "wren"))
+    run("increment", "start")
+    thread = carry(server, end="rejected", reason="version 2 refused: too low")
+    code, _, err = run("increment", "watch", "1")
+    thread.join()
+    assert code == 1
+    assert "ended as rejected: version 2 refused: too low. To get through: send more images" in err.splitlines()[-1]
+
+
 def test_increments_are_listed_shown_and_cancelled(run: Run, pictures: Path) -> None:
     run("examples", "add", str(pictures))
     run("increment", "start", "wren", "--method", "wa", "--key", "one")
@@ -233,12 +243,16 @@ def test_versions_are_listed_shown_compared_promoted_and_rolled_back(run: Run, s
     assert json.loads(run("versions", "show", "2", "--json")[1])["refs"] == ["live"]
     difference = json.loads(run("versions", "diff", "1", "2", "--json")[1])
     assert difference["classes"]["added"] == ["wren"]
-    assert "classes.added: ['wren']" in run("versions", "diff", "1", "2")[1]
+    lines = run("versions", "diff", "1", "2")[1].splitlines()
+    assert "classes.added: ['wren']" in lines
+    assert not [line for line in lines if line.startswith("gate")]  # both passed
     assert run("rollback")[1] == "version 1 is live; before: version 2\n"
 
 
 def test_a_refused_version_is_promoted_only_by_force(run: Run, server: Server) -> None:
     tiny_version(server.workshop.registry, BIRDS[:4], first_id=1, seed=1, passed=False)
+    told = [line for line in run("versions", "diff", "1", "2")[1].splitlines() if line.startswith("gate")]
+    assert told == ["gate.from: classes passed: as asked", "gate.to: classes REFUSED: a class is missing"]
     code, out, err = run("versions", "promote", "2")
     assert (code, out) == (1, "")
     assert "the gate refused version 2" in err

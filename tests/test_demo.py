@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +20,15 @@ import pytest
 from parts import png, tiny_version
 from PIL import Image
 
+from lifelist.deploy.demo import _write_settings
+from lifelist.deploy.settings import Settings
+from lifelist.deploy.sources import load, resolve
+from lifelist.deploy.story import own_images
 from lifelist.deploy.traffic import Sent, Traffic
+from lifelist.exporter.errors import BadInput
 from lifelist.exporter.registry import Registry
+from lifelist.serving.options import ServingOptions
+from lifelist.training.job import read_task
 
 COLOURS = {"coot": (40, 40, 40), "egret": (240, 240, 240), "robin": (200, 60, 40), "tit": (60, 120, 200)}
 
@@ -49,12 +57,20 @@ def test_the_demo_plays_on_own_images_and_leaves_the_server_running_if_asked(bir
         "--port",
         str(free_port),
         "--training.epochs=8",  # enough for plain colours
+        "--training.image_size=16",
+        "--home=elsewhere",
     ]
+    (birds / "birds" / "coot" / "11.png").write_bytes(b"?")  # would have been held out
     done = subprocess.run(command, cwd=birds, capture_output=True, text=True, timeout=280)
     process_id = int(re.findall(r"kill -INT (\d+)", done.stdout)[0])
     try:
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"2 classes learned under [\d,]+ requests; 0 failed, 0 inconsistent\.", done.stdout)
+        assert "so these settings are not followed: home." in done.stdout
+        assert not (birds / "elsewhere").exists()
+        work, registry = birds / "lifelist-demo" / "data" / "work", birds / "lifelist-demo" / "data" / "registry"
+        assert [read_task(work / str(k)).options.epochs for k in (1, 2, 3)] == [8, 8, 8]
+        assert Registry(str(registry)).manifest(1).preprocess.size == 16
         with Image.open(birds / "lifelist-demo" / "demo.png") as picture:
             assert picture.size == (1320, 880)
         known = httpx.get(f"http://127.0.0.1:{free_port}/v1/classes").json()["classes"]
@@ -72,6 +88,37 @@ def _wait_for_end(process_id: int) -> None:
     while Path(f"/proc/{process_id}").exists() and "Z" not in Path(f"/proc/{process_id}/stat").read_text():
         assert time.monotonic() < deadline, "the server did not end"
         time.sleep(0.2)
+
+
+def test_images_to_hold_out_that_the_server_would_refuse_are_left_out_and_told_in_one_line(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (birds / "birds" / "coot" / "11.png").write_bytes(b"?")
+    (birds / "birds" / "tit" / "11.png").write_bytes(png(np.zeros((50, 50, 3), np.uint8)))
+    story = own_images(birds / "birds", tmp_path / "all", Settings())
+    assert capsys.readouterr().err.splitlines() == [
+        f"1 of the images to hold out cannot be used, and are left out; the first is {birds}/birds/coot/11.png: "
+        "not an image that we read: 1 bytes, of no JPEG, PNG or WebP file"
+    ]
+    assert Counter(name for name, _ in story.held_out) == {"coot": 5, "egret": 6, "robin": 6, "tit": 6}
+    strict = Settings(serving=ServingOptions(max_pixels=2000))
+    assert len(own_images(birds / "birds", tmp_path / "small", strict).held_out) == 22
+    assert capsys.readouterr().err.startswith("2 of the images to hold out")
+    with pytest.raises(BadInput, match="none of the images to hold out can be used of coot, egret, robin, tit"):
+        own_images(birds / "birds", tmp_path / "none", Settings(serving=ServingOptions(max_pixels=10)))
+
+
+@pytest.mark.parametrize("digits", [True, False])
+def test_the_demo_follows_every_setting_that_was_given_but_where_things_are_kept(tmp_path: Path, digits: bool) -> None:
+    flags = ["--home=x", "--database=sqlite:///y.db", "--examples.keep=false", "--training.method=wa"]
+    flags += ["--gate", '[{"check": "new_class_accuracy", "limit": 0.2}]', "--training.image_size=24"]
+    given = resolve(flags, {"LIFELIST_SERVING__TOP_K": "3"}, tmp_path)
+    _write_settings(tmp_path, given, digits=digits)
+    found = load([], {}, tmp_path)
+    assert (found.training.method, found.training.image_size, found.serving.top_k) == ("wa", 24, 3)
+    assert found.gate == given.settings.gate
+    assert (found.home, found.database, found.examples.keep) == (tmp_path / "data", "", True)
+    assert found.training.flip is not digits
 
 
 def test_a_demo_never_replaces_a_folder_that_it_did_not_make(birds: Path, free_port: int) -> None:

@@ -6,20 +6,23 @@ Ray around it is killed in test_faults_ray.py.
 
 import multiprocessing
 import os
+import shlex
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from parts_rollout import NAMES, add, learn, pictures, prepared, settings
 
-from lifelist.deploy import base, examples, rollout
+from lifelist.deploy import asked, base, examples, rollout
 from lifelist.deploy.records import Rollout
-from lifelist.deploy.settings import GateCheck
+from lifelist.deploy.settings import GateCheck, Settings
+from lifelist.deploy.sources import resolve
 from lifelist.deploy.store import Store
 from lifelist.deploy.workshop import Workshop, open_workshop
 from lifelist.exporter import storage
+from lifelist.exporter.errors import Conflict, Refused
 from lifelist.exporter.registry import Registry
 
 forks = multiprocessing.get_context("forkserver")
@@ -220,11 +223,17 @@ def make_base(home: Path, data: Path) -> None:
     base.make_base(settings(home), data)
 
 
-def test_a_base_killed_among_its_examples_and_in_training_goes_on(tmp_path: Path) -> None:
-    for name in NAMES[:3]:
-        (tmp_path / "data" / name).mkdir(parents=True)
+def folders(data: Path, names: Sequence[str]) -> Path:
+    """`data`, with a folder of pictures for each class."""
+    for name in names:
+        (data / name).mkdir(parents=True)
         for file, content in pictures(name, 12):
-            (tmp_path / "data" / name / file).write_bytes(content)
+            (data / name / file).write_bytes(content)
+    return data
+
+
+def test_a_base_killed_among_its_examples_and_in_training_goes_on(tmp_path: Path) -> None:
+    folders(tmp_path / "data", NAMES[:3])
     home = tmp_path / "home"
     dies(base_and_die, home, tmp_path / "data", 2)
     dies(base_and_die, home, tmp_path / "data", 3 + 3 + 4)  # 3 classes, 3 states, the fourth epoch
@@ -236,3 +245,54 @@ def test_a_base_killed_among_its_examples_and_in_training_goes_on(tmp_path: Path
     epochs = [event.data["epoch"] for event in store.events() if event.kind == "epoch"]
     assert epochs == sorted(epochs)
     assert len(epochs) <= 8 + 1
+
+
+def test_another_base_is_not_taken_for_the_continuation_of_one_that_was_killed_in_training(tmp_path: Path) -> None:
+    first, second = folders(tmp_path / "first", NAMES[:2]), folders(tmp_path / "second", NAMES[2:4])
+    home = tmp_path / "home"
+    dies(base_and_die, home, first, 2 + 3 + 4)  # 2 classes, 3 states, the fourth epoch
+    with pytest.raises(
+        Conflict, match=f"unfinished base of {first}, and this asks for the images of {second}"
+    ) as other:
+        base.make_base(settings(home), second)
+    assert f"`lifelist base {first} --training.network small " in str(other.value)
+    assert f"remove {home} with all that is in it" in str(other.value)
+    with pytest.raises(Conflict, match=r"asks for training\.method 'wa', training\.epochs 9\. ") as other:
+        base.make_base(settings(home, method="wa", epochs=9), first)
+    assert "--training.method bic" in str(other.value)
+    assert "--training.epochs 8 " in str(other.value)
+    assert [c.name for c in base.make_base(settings(home), first).classes] == ["green", "red"]
+
+
+def test_the_images_of_a_base_that_was_killed_among_them_are_not_mixed_into_another(tmp_path: Path) -> None:
+    first, second = folders(tmp_path / "first", NAMES[:2]), folders(tmp_path / "second", NAMES[2:4])
+    home = tmp_path / "home"
+    dies(base_and_die, home, first, 1)
+    with pytest.raises(Conflict, match=f"unfinished base of {first}"):
+        base.make_base(settings(home), second)
+    assert len(base.make_base(settings(home, epochs=9), first).classes) == 2  # nothing was trained with 8 yet
+
+
+def test_what_a_conflicting_base_says_to_type_goes_on_with_the_one_that_was_begun(tmp_path: Path) -> None:
+    data, home = folders(tmp_path / "my data", NAMES[:2]), tmp_path / "home"
+    begun = settings(home, method="wa")
+    workshop = open_workshop(begun)
+    asked.write(home, asked.asked_now(begun, data))
+    add(workshop, NAMES[:2])
+    rollout.start(workshop)
+    with pytest.raises(Conflict) as conflict:
+        base.make_base(Settings(home=home), tmp_path)
+    line = shlex.split(str(conflict.value).split("`")[1])
+    found = resolve(line[1:], {}, tmp_path)
+    assert found.rest == ("base", str(data))
+    assert (found.settings.home, found.settings.training) == (home, begun.training)
+
+
+def test_a_refused_base_says_what_helps_and_is_tried_again_with_that(tmp_path: Path) -> None:
+    data, home = folders(tmp_path / "data", NAMES[:2]), tmp_path / "home"
+    with pytest.raises(
+        Refused, match=r"below 1\.01: class .* gate images\. To get through: train longer \(--training\."
+    ):
+        base.make_base(settings(home, gate=REFUSING), data)
+    folders(data, NAMES[2:3])
+    assert len(base.make_base(settings(home, epochs=9), data).classes) == 3

@@ -1,5 +1,6 @@
 """The launcher between Ray and HAProxy: what it makes of the configuration that Ray really writes."""
 
+import json
 import os
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def test_the_admin_socket_is_its_owners_alone(config: Path) -> None:
     assert "666" not in narrowed(config)
 
 
+def test_what_haproxy_refuses_by_itself_is_json(config: Path) -> None:
+    text = narrowed(config)
+    for status in ("400", "408", "500", "502", "503", "504"):
+        file = config.parent / f"{status}.http"
+        assert f"    errorfile {status} {file}\n" in text
+        head, _, body = file.read_text().partition("\n\n")
+        assert "Content-Type: application/json" in head
+        assert json.loads(body)["error"]
+
+
 def test_only_a_query_is_asked_again_of_another_replica(config: Path) -> None:
     text = narrowed(config)
     sections = {section.partition("\n")[0]: section for section in text.split("\nbackend ")}
@@ -77,7 +88,7 @@ def test_narrowing_twice_is_narrowing_once(config: Path) -> None:
     assert narrowed(config) == once
 
 
-@pytest.mark.parametrize("gone", ["mode 666", "bind *:8404", "frontend prometheus", "errorfile 503"])
+@pytest.mark.parametrize("gone", ["mode 666", "tune.bufsize", "bind *:8404", "frontend prometheus", "errorfile 503"])
 def test_a_template_that_has_changed_stops_the_start(config: Path, gone: str) -> None:
     text = "\n".join(line for line in config.read_text().splitlines() if gone not in line)
     if gone == "errorfile 503":  # one line fewer of three is fine; none at all is not

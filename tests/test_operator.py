@@ -24,6 +24,7 @@ from lifelist.deploy.client import Client
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, Missing, TooLarge, Unavailable
 from lifelist.exporter.manifest import Check
+from lifelist.serving import openapi
 from lifelist.serving.catalog import Catalog
 
 
@@ -534,6 +535,19 @@ def test_every_route_is_described(http: httpx.Client) -> None:
     assert wanted <= found
     body = paths["/v1/examples"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert set(body["properties"]) == {"class", "images"}
+
+
+def test_every_route_in_the_table_of_refusals_exists(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert set(openapi.BESIDE) <= {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
+
+
+def test_every_route_says_that_it_has_no_query_parameters(http: httpx.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    asked = [(method, path) for path, methods in paths.items() for method in methods if path != "/v1/classify"]
+    for method, path in [*asked, ("get", "/docs"), ("get", "/docs/swagger-ui.css"), ("get", "/openapi.json")]:
+        answer = http.request(method, f"{path}?x=1")
+        assert (answer.status_code, "there is no parameter 'x'" in answer.text) == (400, True), (method, path)
 
 
 def test_no_two_checks_of_the_gate_hide_each_other(client: Client, server: Server) -> None:

@@ -14,6 +14,7 @@ from parts_postgres import new_database, postgres
 from parts_rollout import NAMES, add, learn, pictures, prepared, settings
 
 from lifelist.deploy import base, enrol, examples, rollout, steps
+from lifelist.deploy.cli import main
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.settings import ExampleOptions
 from lifelist.deploy.store import Store
@@ -425,3 +426,15 @@ def test_a_base_that_the_gate_refuses_says_why_and_is_not_live(tmp_path: Path) -
         base.make_base(refusing, tmp_path / "data")
     made = base.make_base(settings(tmp_path / "home"), tmp_path / "data")  # the images are there; it is tried again
     assert made.version == 2
+
+
+def test_a_base_of_one_class_is_told_as_one_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "red").mkdir(parents=True)
+    for file, content in pictures("red", 12):
+        (tmp_path / "data" / "red" / file).write_bytes(content)
+    small = ["--training.network=small", "--training.image_size=8", "--training.epochs=1", "--training.batch_size=4"]
+    assert main(["base", "data", *small]) == 0
+    assert capsys.readouterr().out.startswith("version 1 is live: 1 class;")

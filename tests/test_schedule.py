@@ -7,23 +7,25 @@ from lifelist.training.methods import METHODS
 from lifelist.training.options import TrainingOptions
 
 
-@pytest.mark.parametrize(("images", "batch"), [(2, 16), (42, 16), (200, 25), (512, 64), (5000, 64)])
-def test_few_images_are_learned_in_smaller_batches_at_a_lower_rate(images: int, batch: int) -> None:
+@pytest.mark.parametrize(("images", "batch"), [(2, 16), (42, 16), (200, 25), (512, 64), (2000, 64)])
+def test_few_images_get_more_epochs_in_smaller_batches_at_a_lower_rate(images: int, batch: int) -> None:
     schedule = METHODS["bic"].schedules["short"].increment
     found = fitted(schedule, images)
     assert found.batch_size == batch >= SMALLEST_BATCH
-    assert found.learning_rate == pytest.approx(schedule.learning_rate * (batch / schedule.batch_size) ** 0.5)
-    assert found.epochs == (24 if images < 32 * 64 else 16)
+    assert found.learning_rate == pytest.approx(0.1 * (batch / 64) ** 0.5)
+    assert (schedule.epochs, found.epochs) == (16, 24)
 
 
-def test_more_epochs_for_few_images_move_the_milestones_too_but_never_what_was_asked_for() -> None:
-    schedules = METHODS["eeil"].schedules["short"]
-    assert schedules.balanced is not None
-    assert (schedules.balanced.epochs, schedules.balanced.milestones) == (6, (2, 4))
-    found = fitted(schedules.balanced, 100)
-    assert (found.epochs, found.milestones) == (9, (3, 6))
-    asked = scaled(schedules.increment, TrainingOptions(epochs=5), schedules.increment)
-    assert fitted(asked, 100).epochs == 5
+def test_enough_images_are_learned_as_the_schedule_says() -> None:
+    schedule = METHODS["bic"].schedules["short"].increment
+    assert fitted(schedule, 2048) == schedule
+
+
+def test_epochs_and_rate_are_those_asked_for_however_few_the_images() -> None:
+    schedule = METHODS["bic"].schedules["short"].increment
+    asked = scaled(schedule, TrainingOptions(epochs=5, learning_rate=0.3), schedule)
+    assert fitted(asked, 1000).epochs == 5
+    assert fitted(asked, 1000).learning_rate == 0.3
 
 
 @pytest.mark.parametrize("name", METHODS)

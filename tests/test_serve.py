@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from bad_requests import WEB_SOCKET
 from parts import BIRDS, blob_path, encoded, flip_one_bit, tiny_images, tiny_version
 from parts_server import Load, Server, eventually, launch, listeners, started, wait_until_ready
 from prometheus_client.parser import text_string_to_metric_families
@@ -84,11 +86,34 @@ def test_nothing_answers_in_bare_text_not_even_ray_and_haproxy(server: Server) -
             http.post("/v1/classify", content=b"no image"),
             http.post("/v1/classify", content=image, headers={"x-request-timeout-seconds": "0.000001"}),  # Ray's 408
             http.post("/v1/feedback", content=b"{", headers={"content-type": "application/json"}),
+            http.request("FOO", "/v1/classes"),  # uvicorn's 400
+            http.request("FOO", "/v1/classify"),
+            http.get("/v1/classes", headers=WEB_SOCKET),  # uvicorn's 403
+            http.get("/v1/classify", headers=WEB_SOCKET),
         ]
-    assert [answer.status_code for answer in refused] == [404, 405, 404, 405, 400, 408, 400]
+    assert [answer.status_code for answer in refused] == [404, 405, 404, 405, 400, 408, 400, 400, 400, 403, 403]
     for answer in refused:
         assert answer.headers["content-type"].startswith("application/json")
         assert answer.json()["error"]
+
+
+def test_a_body_that_breaks_off_its_chunks_is_refused_in_json_by_haproxy_too(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        head = "POST /v1/classify HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(f"{head}3\r\nabc\r\n".encode())
+        time.sleep(0.5)  # HAProxy has read the head, and what comes now is the body's
+        connection.sendall(b"no size\r\n")
+        answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert "content-type: application/json" in answer
+    assert "the body cannot be read" in json.loads(answer.partition("\r\n\r\n")[2])["error"]
+
+
+@pytest.mark.parametrize("path", ["/v1/health/live", "/v1/classes"])
+def test_a_request_may_have_hundreds_of_headers(server: Server, path: str) -> None:
+    with server.http() as http:
+        answer = http.get(path, headers=[(f"x-header-{k}", "1") for k in range(450)])
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("chunked", [False, True])

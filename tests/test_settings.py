@@ -9,7 +9,7 @@ import pytest
 
 from lifelist.deploy.cli_local import reference
 from lifelist.deploy.settings import GateCheck, Settings
-from lifelist.deploy.sources import keys, load, nearest, resolve
+from lifelist.deploy.sources import as_toml, keys, load, nearest, resolve
 from lifelist.exporter.errors import BadSetting
 
 
@@ -124,6 +124,29 @@ def test_a_list_is_written_as_json_in_a_variable_and_as_a_table_in_the_file(tmp_
         '[[gate]]\ncheck = "classes"\n[[gate]]\ncheck = "old_accuracy"\nlimit = 0.02\n'
     )
     assert load([], {}, tmp_path).gate == wanted
+
+
+def test_what_was_given_can_be_written_to_a_file_and_read_back(tmp_path: Path) -> None:
+    flags = [
+        "--training.epochs=8",
+        "--training.learning_rate",
+        "0.00001",
+        "--examples.keep",
+        "--home",
+        'a "b"\\\té\x7f',
+    ]
+    flags += ["--gate", '[{"check": "classes"}, {"check": "old_accuracy", "limit": 0.02}]']
+    first = resolve(flags, {"LIFELIST_SERVING__PORT": "9000"}, tmp_path)
+    assert list(first.given) == [
+        "home",
+        "gate",
+        "examples.keep",
+        "serving.port",
+        "training.epochs",
+        "training.learning_rate",
+    ]
+    (tmp_path / "lifelist.toml").write_text(as_toml(first.given), encoding="utf-8")
+    assert load([], {}, tmp_path) == first.settings
 
 
 def test_paths_do_not_depend_on_where_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

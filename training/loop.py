@@ -133,24 +133,27 @@ def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) ->
         learning_rate=schedule.learning_rate * faster,
         batch_size=options.batch_size or schedule.batch_size,
         least_steps=1 if options.batch_size else schedule.least_steps,
-        few=1.0 if options.epochs else schedule.few,
+        few_epochs=1.0 if options.epochs else schedule.few_epochs,
+        few_rate=1.0 if options.learning_rate else schedule.few_rate,
         colour=schedule.colour or options.colour,
     )
 
 
 def fitted(schedule: Schedule, images: int) -> Schedule:
-    """`schedule` for so many images: more epochs where one is short, and batches small enough for `least_steps` in one.
+    """`schedule` for so many images. Where an epoch has few steps, it says itself how many more, and how fast.
 
-    The learning rate falls with the root of the batch, as the noise of a step grows.
+    Batches are small enough for `least_steps` in an epoch; the learning rate falls with the root of the batch, as the
+    noise of a step grows.
     """
-    if images < FEW_STEPS * schedule.batch_size:
-        milestones = tuple(round(milestone * schedule.few) for milestone in schedule.milestones)
-        schedule = replace(schedule, epochs=round(schedule.epochs * schedule.few), milestones=milestones)
-    if images >= schedule.least_steps * schedule.batch_size or schedule.least_steps == 1:
+    if schedule.least_steps == 1 or images >= FEW_STEPS * schedule.batch_size:
         return schedule
     size = min(schedule.batch_size, max(SMALLEST_BATCH, images // schedule.least_steps))
-    slower = math.sqrt(size / schedule.batch_size)
-    return replace(schedule, batch_size=size, learning_rate=schedule.learning_rate * slower)
+    return replace(
+        schedule,
+        epochs=round(schedule.epochs * schedule.few_epochs),
+        batch_size=size,
+        learning_rate=schedule.learning_rate * schedule.few_rate * math.sqrt(size / schedule.batch_size),
+    )
 
 
 def learning_rate(schedule: Schedule, epoch: int, share: float) -> float:

@@ -17,7 +17,8 @@ class Schedule:
     epochs: int
     batch_size: int = 128
     least_steps: int = 1  # an epoch of fewer takes smaller batches, so that few images are learned too (loop.fitted)
-    few: float = 1.0  # times as many epochs, where an epoch is short (loop.FEW_STEPS)
+    few_epochs: float = 1.0  # times as many epochs, where one has few steps (loop.FEW_STEPS) …
+    few_rate: float = 1.0  # … and times the learning rate
     learning_rate: float  # at the start ("steps"), or the peak ("one_cycle": linear warm-up, then half a cosine to 0)
     shape: Shape = "steps"
     milestones: tuple[int, ...] = ()  # after these epochs …
@@ -97,15 +98,16 @@ _SHORT_BASE = Schedule(
     epochs=30,
     batch_size=64,
     least_steps=8,
-    learning_rate=0.1,
+    learning_rate=0.2,
     shape="one_cycle",
     weight_decay=5e-4,
+    few_rate=0.5,
     zooms=(0.5, 0.5, 0.75, 1.0),
 )
-_SHORT = replace(_SHORT_BASE, epochs=16, few=1.5)
-_SHORT_TUNE = Schedule(epochs=6, batch_size=64, few=1.5, learning_rate=0.01, milestones=(2, 4), weight_decay=5e-4)
-_SHORT_ICARL_BASE = replace(_SHORT_BASE, learning_rate=2.0, weight_decay=2e-5, decays_biases=False)
-_SHORT_ICARL = replace(_SHORT_ICARL_BASE, epochs=18, few=1.5)
+_SHORT = replace(_SHORT_BASE, epochs=16, few_epochs=1.5)
+_SHORT_TUNE = Schedule(epochs=6, batch_size=64, learning_rate=0.01, milestones=(2, 4), weight_decay=5e-4)
+_SHORT_ICARL_BASE = replace(_SHORT_BASE, learning_rate=2.0, few_rate=1.0, weight_decay=2e-5, decays_biases=False)
+_SHORT_ICARL = replace(_SHORT_ICARL_BASE, epochs=18, few_epochs=1.5)
 
 _Rows = Mapping[ScheduleName, Schedules]
 AS_BIC: _Rows = {"paper": Schedules(_BIC, _BIC), "short": Schedules(_SHORT_BASE, _SHORT)}
@@ -117,7 +119,7 @@ AS_ICARL: _Rows = {"paper": Schedules(_ICARL, _ICARL), "short": Schedules(_SHORT
 # Without teacher and exemplars nothing holds a student back; from the second increment on it diverges at 0.1.
 AS_FINETUNE: _Rows = {
     "paper": Schedules(_BIC, _BIC),
-    "short": Schedules(_SHORT_BASE, replace(_SHORT, learning_rate=0.02)),
+    "short": Schedules(_SHORT_BASE, replace(_SHORT, learning_rate=0.02, few_rate=1.0)),
 }
 AS_BASE: _Rows = {"paper": Schedules(_BIC, _BIC), "short": Schedules(_SHORT_BASE, _SHORT_BASE)}
 
