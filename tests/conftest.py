@@ -32,11 +32,13 @@ def free_port() -> int:
     return parts_server.free_port()
 
 
+OURS = logging.getLogger("lifelist")
+BEFORE = OURS.handlers, OURS.propagate, OURS.level  # any command: fixtures of a module run some, too
+
+
 @pytest.fixture(autouse=True)
 def _logging_as_it_was() -> Iterator[None]:
     """A command that is run in this process sets up logging, as a program may; the next test finds it as it was."""
-    ours = logging.getLogger("lifelist")
-    before = ours.handlers, ours.propagate, ours.level
     yield
-    ours.handlers, ours.propagate = before[:2]
-    ours.setLevel(before[2])
+    OURS.handlers, OURS.propagate = BEFORE[:2]
+    OURS.setLevel(BEFORE[2])
