@@ -131,6 +131,7 @@ def curves_picture(path: Path, runs: Sequence[Run], protocol: Protocol) -> None:
         if len(published.curve) == len(seen):
             colour = colours[row.method]
             axis.plot(seen, published.curve, "x", color=colour, markersize=8, label=f"{row.method}, {published.source}")
+    axis.set_xticks(seen)
     axis.set(xlabel="classes seen", ylabel="accuracy on all of them, %", title=protocol.name, ylim=(0, 100))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, ncols=2)
@@ -140,12 +141,11 @@ def curves_picture(path: Path, runs: Sequence[Run], protocol: Protocol) -> None:
 def confusion_picture(path: Path, runs: Sequence[Run]) -> None:
     """Which class is answered for which, both in order of arrival: before correction, and as the method answers."""
     panels = []
-    for method in dict.fromkeys(run["method"] for run in runs):
-        of_method = [run for run in runs if run["method"] == method]
-        own = of_method[0]["answers_by"]
-        for head in dict.fromkeys(("linear_uncorrected", own)):
-            counts = sum(_counts(run["heads"][head]["confusion"]) for run in of_method)
-            panels.append((f"{method}, {HEADS[head] if head == own else 'linear, before correction'}", counts))
+    for row in rows(runs):
+        if row.answers or row.head == "linear_uncorrected":
+            of_method = [run for run in runs if run["method"] == row.method]
+            counts = sum(_counts(run["heads"][row.head]["confusion"]) for run in of_method)
+            panels.append((f"{row.method}, {HEADS[row.head]}", counts))
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
     figure, axes = _figure(3.4 * columns, 3.5 * lines, lines, columns)
