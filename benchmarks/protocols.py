@@ -51,14 +51,12 @@ _DIGITS = [
 PROTOCOLS: Mapping[str, Protocol] = {p.name: p for p in (*_cifar100(), *_DIGITS)}
 
 
-def as_it_is(count: int) -> Sequence[int]:
-    """The source's own order."""
-    return range(count)
+def drawn(seed: int) -> Order:
+    """By numpy's shuffle with a seed."""
+    return lambda count: [int(c) for c in np.random.RandomState(seed).permutation(count)]
 
 
-def facil(count: int) -> Sequence[int]:
-    """numpy's shuffle with seed 1993: 68, 56, 78, … for 100 classes; of FACIL (cifar100_icarl), PyCIL and LUCIR."""
-    return [int(c) for c in np.random.RandomState(1993).permutation(count)]
+facil = drawn(1993)  # 68, 56, 78, … for 100 classes; of FACIL (cifar100_icarl), PyCIL and LUCIR
 
 
 def icarl(count: int) -> Sequence[int]:
@@ -72,12 +70,7 @@ def icarl(count: int) -> Sequence[int]:
     return [int(c) for c in lot.permutation(count)]
 
 
-def drawn(seed: int) -> Order:
-    """An order of one's own: numpy's shuffle with another seed."""
-    return lambda count: [int(c) for c in np.random.RandomState(seed).permutation(count)]
-
-
-ORDERS: Mapping[str, Order] = {"facil": facil, "icarl": icarl, "source": as_it_is}
+ORDERS: Mapping[str, Order] = {"facil": facil, "icarl": icarl, "source": range}
 
 
 def order(name: str) -> Order:

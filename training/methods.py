@@ -93,7 +93,7 @@ _ICARL = Schedule(
 )
 
 # For two cores: an increment starts from the teacher, so that a few epochs do, with one warm-up and one decay; most of
-# them see small images. Ten increments of ten of CIFAR-100's classes take less than 25 minutes.
+# them see small images.
 _SHORT_BASE = Schedule(
     epochs=30,
     batch_size=64,
