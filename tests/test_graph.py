@@ -25,9 +25,11 @@ SMALL = Preprocess(32, 32, (0.5, 0.45, 0.4), (0.25, 0.2, 0.3))
 
 
 def lived_in(network: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with batch-norms as training leaves them: no mean 0, no variance 1, no scale 1."""
+    """The network with weights of this seed, and batch-norms as training leaves them: no mean 0, no variance 1."""
     random = torch.Generator().manual_seed(seed)
     for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=random)
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_mean.normal_(0, 0.3, generator=random)
             module.running_var.uniform_(0.5, 2, generator=random)
@@ -286,8 +288,9 @@ def test_parity_sees_a_correction_that_was_left_out(resnet: nn.Module, exported:
 
 def test_parity_sees_rows_in_another_order(resnet: nn.Module, exported: bytes) -> None:
     weight, bias = fold.fold_bias(*last_layer(7, 64), BiasCorrection(0.6, -0.45, 4, 7))
-    found = parity.compare(exported, resnet, weight[::-1].copy(), bias[::-1].copy(), SMALL, images(40, 32))
-    assert found.top1_agreement < 0.5
+    moved = np.roll(weight, 1, axis=0), np.roll(bias, 1)  # no row stays where it was, whichever the images are taken for
+    found = parity.compare(exported, resnet, *moved, SMALL, images(40, 32))
+    assert found.top1_agreement == 0
 
 
 def test_parity_sees_other_weights_and_another_normalisation(resnet: nn.Module, exported: bytes) -> None:
