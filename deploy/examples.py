@@ -20,6 +20,7 @@ from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, TooLarge
 from lifelist.exporter.manifest import Manifest, Preprocess
 from lifelist.exporter.preprocess import Pixels, decode
+from lifelist.training.names import alike, looks_like
 
 Role = Literal["training", "holdout", "gate"]
 ROLES: tuple[Role, ...] = ("training", "holdout", "gate")  # by their numbers in training/job.py
@@ -85,6 +86,12 @@ def class_name(text: str) -> str:
     if unseen := [c for c in name if unicodedata.category(c) in ("Cc", "Cs")]:
         raise BadInput(f"a class name has no control characters; {name[:40]!r} has {unseen[0]!r}")
     return name
+
+
+def warnings(store: Store, known: KnownClass) -> list[str]:
+    """What is said of a class whose name others have but for case, accents or separators; they stay classes apart."""
+    others = [other.name for other in store.classes() if other.id != known.id]
+    return [looks_like(group) for group in alike([*others, known.name]) if known.name in group]
 
 
 def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> list[ExampleResult]:

@@ -1,6 +1,7 @@
 """What an increment is given: images by their roles, the teacher and its memory, out of the store and the registry."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -9,9 +10,10 @@ from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import CHECKPOINT, Workshop, memory
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.manifest import Manifest
-from lifelist.training.data import Images
+from lifelist.training.data import LOT, Images
 from lifelist.training.job import Class, Task
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import Collector, Pixels
 
 
 def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | None]:
@@ -33,16 +35,13 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
             if digest in kept
         ]
         chosen = [*remembered, *(e for e in kept.values() if e.role == "gate"), *chosen]
-    images = examples.pixels(
-        workshop, [e.sha256 for e in chosen], examples.decoding(options.image_size, options.resized_to)
-    )
     task = Task(
         options=options,
         old=tuple(Class(entry.id, entry.name) for entry in live.trained) if live else (),
         new=tuple(Class(known.id, known.name) for known in new),
         heads=_heads(live),
         images=Images(
-            torch.from_numpy(images),
+            _pixels(workshop, [e.sha256 for e in chosen], options),
             torch.tensor([e.class_id for e in chosen]),
             tuple(e.sha256 for e in chosen),
         ),
@@ -53,6 +52,15 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
         std=live.preprocess.std if live else None,
     )
     return task, live
+
+
+def _pixels(workshop: Workshop, digests: Sequence[str], options: TrainingOptions) -> Pixels:
+    """The images decoded, a lot at a time: in memory, or in a file under the home if they are too many."""
+    collector = Collector(options.image_size, workshop.settings.work_folder)
+    preprocess = examples.decoding(options.image_size, options.resized_to)
+    for start in range(0, len(digests), LOT):
+        collector.add(examples.pixels(workshop, digests[start : start + LOT], preprocess))
+    return collector.pixels()
 
 
 def _options(declared: TrainingOptions, method: str, live: Manifest | None) -> TrainingOptions:

@@ -65,6 +65,8 @@ def export_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
 
 def compare_with_network(workshop: Workshop, rollout: Rollout) -> Facts:
     """parity: graph against network on gate images; on training images where no class has any for the gate."""
+    import torch
+
     from lifelist.deploy import candidate
     from lifelist.exporter import parity
     from lifelist.training.data import GATE
@@ -74,9 +76,9 @@ def compare_with_network(workshop: Workshop, rollout: Rollout) -> Facts:
     task = read_task(folder)
     network, weight, bias, preprocess = candidate.network_of(task.options, read_result(folder))
     registry, made = candidate.opened(workshop, rollout)
-    shown = task.images.pixels[task.roles == GATE] if bool((task.roles == GATE).any()) else task.images.pixels
+    shown = task.images.pixels.take(task.roles == GATE) if bool((task.roles == GATE).any()) else task.images.pixels
     chosen = np.linspace(0, len(shown) - 1, min(PARITY_IMAGES, len(shown))).round().astype(int)  # of every class
-    images = shown.numpy()[chosen]
+    images = shown[torch.from_numpy(chosen)].numpy()
     found = parity.compare(registry.read(made, session.MODEL), network, weight, bias, preprocess, images)
     return {"parity": dataclasses.asdict(found)}
 

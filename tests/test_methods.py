@@ -19,6 +19,7 @@ from lifelist.training.job import Task
 from lifelist.training.loop import Phase, Run, Teacher, batches, learning_rate, scaled, start, train
 from lifelist.training.methods import METHODS, Schedule
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import BATCH, Pixels
 from lifelist.training.rebalance import REBALANCE
 
 
@@ -290,8 +291,8 @@ def test_i12_exemplars_are_trained_on() -> None:
     task, learned = bic()[1]
     old = torch.isin(task.images.labels, torch.tensor([c.id for c in task.old]))
     changed = with_noise(task, TRAINING)
-    pixels = torch.where(old[:, None, None, None], changed.images.pixels, task.images.pixels)
-    only_exemplars = replace(task, images=replace(task.images, pixels=pixels))
+    pixels = torch.where(old[:, None, None, None], changed.images.pixels[:], task.images.pixels[:])
+    only_exemplars = replace(task, images=replace(task.images, pixels=Pixels(pixels)))
     assert learn(only_exemplars).checkpoint != learned.checkpoint
 
 
@@ -301,8 +302,8 @@ def test_finetuning_sees_nothing_of_old_classes() -> None:
 
     task, _ = bic()[1]
     old = torch.isin(task.images.labels, torch.tensor([c.id for c in task.old]))
-    pixels = torch.where(old[:, None, None, None], 255 - task.images.pixels, task.images.pixels)
-    other = replace(task, images=replace(task.images, pixels=pixels))
+    pixels = torch.where(old[:, None, None, None], 255 - task.images.pixels[:], task.images.pixels[:])
+    other = replace(task, images=replace(task.images, pixels=Pixels(pixels)))
     assert learn(finetune(task)).checkpoint == learn(finetune(other)).checkpoint
 
 
@@ -342,11 +343,11 @@ def test_a_loss_that_is_not_a_number_ends_the_increment_with_a_reason() -> None:
 
 def test_i10_features_do_not_depend_on_how_many_images_are_looked_at_together() -> None:
     net = network.build("resnet32", classes=3, image_size=8)
-    pixels, run = noise(2 * evaluate.BATCH + 3), run_of()
+    pixels, run = noise(2 * BATCH + 3), run_of()
     sizes: list[int] = []
     net.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     together = evaluate.features(net, pixels, run)
-    assert max(sizes) == evaluate.BATCH
+    assert max(sizes) == BATCH
     torch.testing.assert_close(together[-3:], evaluate.features(net, pixels[-3:], run))
 
 

@@ -1,9 +1,9 @@
-"""Images as uint8 tensors: read, split, normalised, and augmented a whole batch at a time."""
+"""Images as uint8: read, split, normalised, and augmented a whole batch at a time."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -14,18 +14,21 @@ from torch import Tensor
 from lifelist.exporter.errors import BadInput
 from lifelist.exporter.manifest import Preprocess
 from lifelist.exporter.preprocess import decode
+from lifelist.training.left_out import LeftOut
 from lifelist.training.options import TrainingOptions
-from lifelist.training.sources import Encoded, class_names, encoded
+from lifelist.training.pixels import Collector, Pixels, batches
+from lifelist.training.sources import Encoded, class_names, encoded, ignored
 
+LOT, LOT_BYTES = 256, 32 * 2**20  # encoded images that are held at a time, at most
 TRAINING, HOLDOUT, GATE = 0, 1, 2  # roles of an image, as images.safetensors stores them
 Colour = tuple[float, float, float]  # of R, G, B in 0 … 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """Images in memory: never floats, so that a memory of exemplars costs a quarter."""
+    """Decoded images, as many as the disk holds: never floats, so that a memory of exemplars costs a quarter."""
 
-    pixels: Tensor  # N×S×S×3 uint8
+    pixels: Pixels  # N×S×S×3 uint8
     labels: Tensor  # N int64, class ids
     ids: tuple[str, ...]  # N, sha256 of each encoded file
 
@@ -33,10 +36,10 @@ class Images:
         return len(self.ids)
 
     def take(self, which: Tensor) -> Self:
-        """The images whose numbers (int64) or mask (bool) are in `which`, in that order."""
+        """The images whose numbers (int64) or mask (bool) are in `which`, in that order. No pixel is copied."""
         if which.dtype == torch.bool:
             which = which.nonzero()[:, 0]
-        return type(self)(self.pixels[which], self.labels[which], tuple(self.ids[k] for k in which.tolist()))
+        return type(self)(self.pixels.take(which), self.labels[which], tuple(self.ids[k] for k in which.tolist()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,36 +49,84 @@ class Dataset:
     images: Images
     names: tuple[str, ...]
     test: Tensor  # N bool: images that the source itself sets apart for testing; none in many sources
-    left_out: tuple[str, ...] = ()  # copies of other images, and of which
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def read(source: Path | str, options: TrainingOptions) -> Dataset:
-    """Decode every image of `source` as serving would (exporter/preprocess.py). BadInput says which one is wrong.
+def read(
+    source: Path | str,
+    options: TrainingOptions,
+    *,
+    strict: bool = False,
+    folder: Path | None = None,
+    room: int | None = None,
+) -> Dataset:
+    """Decode every image of `source` as serving would (exporter/preprocess.py), a lot at a time.
 
-    An image that stands there more than once is taken once, as what it was first: public data sets have such images,
-    even under two classes (CIFAR-100: a girl who is a baby). `left_out` lists them.
+    An image that cannot be used is left out; `left_out` says which, and why. BadInput if that is more than half of
+    them, or all of a class. An image that stands there more than once is taken once, as what it was first: public data
+    sets have such images, even under two classes (CIFAR-100: a girl who is a baby).
+
+    strict        the first image that cannot be used is an error: BadInput names it
+    folder, room  where decoded images go that memory should not hold, and what it should: see Collector
     """
     preprocess = Preprocess(options.image_size, options.resized_to, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
-    def decoded(image: Encoded) -> np.ndarray:
+    def decoded(image: Encoded) -> np.ndarray | BadInput:
         try:
+            if image.problem:
+                raise BadInput(image.problem)
             return decode(image.data, preprocess)
         except BadInput as error:
-            raise type(error)(f"{image.where}: {error}") from error
+            return type(error)(f"{image.where}: {error}") if strict else error
 
-    first: dict[str, Encoded] = {}
-    left_out: list[str] = []
-    for image in encoded(source):
-        other = first.setdefault(hashlib.sha256(image.data).hexdigest(), image)
-        if other is not image:
-            left_out.append(f"{image.where} ({image.class_name}) is {other.where} ({other.class_name})")
+    left = LeftOut(ignored=ignored(source))
+    known: dict[str, Encoded] = {}  # by digest, the images that are used, without their bytes
+    unusable: dict[str, str] = {}  # by digest, and why
+    collector = Collector(options.image_size, folder, room)
     with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(decoded, first.values())))
-    names = class_names(first.values())
+        for lot in _lots(encoded(source)):
+            fresh: dict[str, Encoded] = {}
+            for digest, image in lot:
+                if digest not in known and digest not in unusable:
+                    fresh.setdefault(digest, image)
+            usable: list[np.ndarray] = []
+            for digest, found in zip(fresh, pool.map(decoded, fresh.values()), strict=True):
+                if isinstance(found, np.ndarray):
+                    usable.append(found)
+                elif strict:
+                    raise found
+                else:
+                    unusable[digest] = str(found)
+            if usable:
+                collector.add(np.stack(usable))
+            for digest, image in lot:
+                if digest in unusable:
+                    left.leave(image.class_name, image.where, unusable[digest])
+                elif (other := known.get(digest)) is not None:
+                    left.leave_copy(image.class_name, image.where, f"{other.where} ({other.class_name})")
+                else:
+                    known[digest] = replace(image, data=b"")
+                    left.use(image.class_name)
+    left.check()
+    names = class_names(known.values())
     number = {name: k for k, name in enumerate(names)}
-    labels = torch.tensor([number[image.class_name] for image in first.values()])
-    test = torch.tensor([image.split == "test" for image in first.values()])
-    return Dataset(Images(torch.from_numpy(pixels), labels, tuple(first)), tuple(names), test, tuple(left_out))
+    labels = torch.tensor([number[image.class_name] for image in known.values()])
+    test = torch.tensor([image.split == "test" for image in known.values()])
+    return Dataset(Images(collector.pixels(), labels, tuple(known)), tuple(names), test, left)
+
+
+def _lots(images: Iterator[Encoded]) -> Iterator[list[tuple[str, Encoded]]]:
+    """(sha256, image) in lists of bounded size: what is in memory at a time before it is decoded."""
+    lot: list[tuple[str, Encoded]] = []
+    size = 0
+    for image in images:
+        lot.append((hashlib.sha256(image.data or image.problem.encode()).hexdigest(), image))
+        size += len(image.data)
+        if len(lot) == LOT or size >= LOT_BYTES:
+            yield lot
+            lot, size = [], 0
+    if lot:
+        yield lot
 
 
 def roles_on_arrival(labels: Tensor, *, gate: float, holdout: float, generator: torch.Generator) -> Tensor:
@@ -96,10 +147,12 @@ def roles_on_arrival(labels: Tensor, *, gate: float, holdout: float, generator: 
     return roles
 
 
-def colour_statistics(pixels: Tensor) -> tuple[Colour, Colour]:
+def colour_statistics(pixels: Pixels | Tensor) -> tuple[Colour, Colour]:
     """(mean, std) of each channel, in 0 … 1, over N×S×S×3 uint8: exact sums of integers, so the same on any machine."""
-    flat = pixels.reshape(-1, 3)
-    counts = [torch.bincount(flat[:, channel], minlength=256).double() for channel in range(3)]
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    for batch in batches(pixels):
+        flat = batch.reshape(-1, 3).cpu()
+        counts += torch.stack([torch.bincount(flat[:, channel], minlength=256) for channel in range(3)])
     levels = torch.arange(256, dtype=torch.float64) / 255
     means = [float((count * levels).sum() / count.sum()) for count in counts]
     spreads = [

@@ -9,17 +9,16 @@ from torch.nn import functional
 
 from lifelist.training.loop import Run
 from lifelist.training.network import Network
-
-BATCH = 256  # a whole class at once would not fit a GPU (methods.md I10)
+from lifelist.training.pixels import Pixels, batches
 
 
 @torch.no_grad()
-def features(network: Network, pixels: Tensor, run: Run, *, mirrored: bool = False) -> Tensor:
+def features(network: Network, pixels: Pixels | Tensor, run: Run, *, mirrored: bool = False) -> Tensor:
     """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, float32, and without augmentation (B2, B3)."""
     was_training = network.training
     network.eval()
     found = [torch.zeros(0, network.dim)]
-    for part in torch.split(pixels, BATCH):
+    for part in batches(pixels):
         x = run.normalised(part)
         found.append(network(x.flip(3) if mirrored else x).float().cpu())
     network.train(was_training)

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
 from lifelist.training.methods import METHODS
+from lifelist.training.names import alike, looks_like
 from lifelist.training.options import TrainingOptions
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
@@ -108,6 +109,8 @@ def run_experiment(
     base_classes: int = 0,
     order: Callable[[int], Sequence[int]] = range,
     folder: Path | None = None,
+    strict: bool = False,
+    report: Path | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Result:
     """Learn the classes of `data` group after group; see `groups_of` for the groups.
@@ -115,13 +118,14 @@ def run_experiment(
     data             "digits", a folder per class, or Parquet (sources.py); its own train and test split if it has one
     order            from the number of classes, their places in the source, in order of arrival; see `shuffled`
     folder           where every increment keeps its epochs: the same call resumes there. None: nothing is kept
+    strict           the first image that cannot be used is an error; else such images are left out, and told
+    report           the file that lists what is left out of the data, if anything is
     on_event         gets every event of every increment, with "increment" (0 is the base) and "increments" added, and
-                     a warning if the data hold an image more than once
+                     warnings about the data: images left out, class names that look alike
     """
-    dataset = data if isinstance(data, Dataset) else read(data, options)
-    if dataset.left_out:
-        message = f"{len(dataset.left_out)} images are copies of others and left out; {dataset.left_out[0]}"
-        on_event({"kind": "warning", "what": "data.copies-left-out", "message": message})
+    dataset = data if isinstance(data, Dataset) else read(data, options, strict=strict, folder=folder)
+    for what, message in _warnings(dataset, report):
+        on_event({"kind": "warning", "what": what, "message": message})
     arrival = order(len(dataset.names))
     groups = groups_of(arrival, classes_per_increment, base_classes)
     dataset = _in_order(dataset, arrival)
@@ -143,6 +147,13 @@ def run_experiment(
             increment.run(place, tell)
             steps.append(read_result(place))
     return Result(options, dataset.names, groups, tuple(steps))
+
+
+def _warnings(dataset: Dataset, report: Path | None) -> Iterator[tuple[str, str]]:
+    if report is not None:
+        dataset.left_out.write(report)
+    yield from dataset.left_out.warnings(report)
+    yield from (("data.names-alike", looks_like(names)) for names in alike(dataset.names))
 
 
 def shuffled(seed: int) -> Callable[[int], Sequence[int]]:

@@ -24,6 +24,7 @@ from lifelist.training.loop import Event, Phase, Run, Teacher, corrected, scaled
 from lifelist.training.methods import METHODS, Method
 from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import Pixels
 from lifelist.training.rebalance import REBALANCE, Increment
 
 
@@ -161,7 +162,7 @@ def _without_old(images: Images, task: Task) -> Images:
     return images.take(torch.isin(images.labels, torch.tensor([c.id for c in task.new])))
 
 
-def _near(pixels: Tensor, run: Run) -> Tensor:
+def _near(pixels: Pixels, run: Run) -> Pixels:
     """On the GPU if they take less than a quarter of what is free there, else where they are."""
     if run.device.type == "cuda" and pixels.nbytes * 4 < torch.cuda.mem_get_info(run.device)[0]:
         return pixels.to(run.device)
@@ -205,7 +206,9 @@ def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[d
             lot = seeded(options.seed, "exemplars", class_id)
             ranked = images.take(SELECTIONS[options.selection](evaluate.unit(raw), count, lot))
         kept[class_id] = ranked.ids[:count]
-        shown = ranked.pixels[:count] if count else images.pixels  # no memory: a new class's images are still here
+        shown = (
+            ranked.pixels.take(torch.arange(count)) if count else images.pixels
+        )  # no memory: a new class's images are still here
         if len(shown):
             plain = evaluate.features(student, shown, run)
             mirrored = evaluate.features(student, shown, run, mirrored=True) if options.flip else None

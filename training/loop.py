@@ -23,6 +23,7 @@ from lifelist.training.loss import TERMS, increment_loss
 from lifelist.training.methods import Method, Schedule
 from lifelist.training.network import Network
 from lifelist.training.options import Precision, TrainingOptions
+from lifelist.training.pixels import Pixels
 
 SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
 FEW_STEPS = 32  # in an epoch: fewer are short
@@ -115,7 +116,7 @@ class Phase:
     name: str
     method: Method
     schedule: Schedule
-    pixels: Tensor  # N×S×S×3 uint8
+    pixels: Pixels | Tensor  # N×S×S×3 uint8
     rows: Tensor  # N int64 on the CPU: which output is right
     n: int  # outputs that count as old
     heads: Sequence[slice]  # the old outputs, cut for distillation

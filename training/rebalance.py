@@ -14,6 +14,7 @@ from lifelist.training.forms import distillation_heads
 from lifelist.training.loop import Phase, Run, Teacher, scaled, train
 from lifelist.training.methods import Method, Schedules
 from lifelist.training.network import Network
+from lifelist.training.pixels import Pixels
 
 RIDGE = 0.05  # of beta²; the authors' code adds 0.1·beta²/2
 LARGEST_ALPHA = 4.0  # published values are 0.4 … 0.8; where hold-out images are separable, the minimum is at infinity
@@ -29,9 +30,9 @@ class Increment:
     run: Run
     n: int  # old classes
     heads: tuple[int, ...]  # classes that each increment brought, this one included
-    pixels: Tensor  # N×S×S×3 uint8: exemplars (best first) and new images, what training may see
+    pixels: Pixels  # N×S×S×3 uint8: exemplars (best first) and new images, what training may see
     rows: Tensor  # N int64
-    held_pixels: Tensor  # hold-out: never trained on, as many of each class
+    held_pixels: Pixels  # hold-out: never trained on, as many of each class
     held_rows: Tensor
 
 
@@ -145,7 +146,7 @@ def balanced_finetuning(network: Network, increment: Increment) -> None:
         name="balanced",
         method=increment.method,
         schedule=scaled(schedule, run.options, increment.schedules.increment),
-        pixels=increment.pixels[which],
+        pixels=increment.pixels.take(which),
         rows=increment.rows[which],
         n=network.classes,  # every class counts as old here, so that the snapshot teaches all of them
         heads=distillation_heads(increment.heads),
@@ -168,7 +169,7 @@ def balanced_set(network: Network, increment: Increment) -> Tensor:
             continue
         of_class = (increment.rows == row).nonzero()[:, 0]
         if row >= increment.n:
-            raw = features(network, increment.pixels[of_class], increment.run)
+            raw = features(network, increment.pixels.take(of_class), increment.run)
             of_class = of_class[herd(unit(raw), min(wanted, count))]
         chosen.append(of_class.repeat(-(-wanted // len(of_class)))[:wanted])
     return torch.cat(chosen)

@@ -18,6 +18,7 @@ from lifelist.exporter.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ROWS = 128  # of a Parquet file that are held at a time
 _BUILT_IN = ("digits", "turned-digits")
 Split = Literal["train", "test", ""]  # "": the source does not say
 _SPLITS: Mapping[str, Split] = {
@@ -39,6 +40,7 @@ class Encoded:
     where: str  # for messages: path, or file and row
     split: Split = ""
     rank: int = 0  # the class's place in the order of arrival, where the source has one; else names are sorted
+    problem: str = ""  # why there are no bytes
 
 
 def encoded(source: Path | str) -> Iterator[Encoded]:
@@ -59,6 +61,17 @@ def encoded(source: Path | str) -> Iterator[Encoded]:
     if shards := sorted(path.rglob("*.parquet")):
         return _parquet(shards)
     return _folders(path)
+
+
+def ignored(source: Path | str) -> list[Path]:
+    """The files in a folder that `encoded` passes over, because of their suffixes; hidden ones are nobody's images."""
+    path = Path(source)
+    if str(source) in _BUILT_IN or not path.is_dir():
+        return []
+    hidden = lambda p: any(part[0] == "." for part in p.relative_to(path).parts)  # noqa: E731
+    files = [p for p in sorted(path.rglob("*")) if not p.is_dir() and not hidden(p)]
+    read = (".parquet",) if any(p.suffix == ".parquet" for p in files) else SUFFIXES
+    return [p for p in files if p.suffix.lower() not in read]
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
@@ -104,7 +117,10 @@ def _folders(root: Path) -> Iterator[Encoded]:
     if empty := [str(folder) for folder, _ in found if not any(_images_in(folder))]:
         raise BadInput(f"no image of {', '.join(SUFFIXES)} in {', '.join(empty[:5])}; add some, or remove the folder")
     for file, name, split in files:
-        yield Encoded(name, file.read_bytes(), str(file), split)
+        try:
+            yield Encoded(name, file.read_bytes(), str(file), split)
+        except OSError as error:
+            yield Encoded(name, b"", str(file), split, problem=f"cannot be read: {error.strerror}")
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -112,7 +128,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
 
 
 def _parquet(shards: list[Path]) -> Iterator[Encoded]:
@@ -130,7 +146,7 @@ def _parquet(shards: list[Path]) -> Iterator[Encoded]:
         words = re.split(r"[^a-z]+", shard.stem.lower())
         split: Split = next((_SPLITS[word] for word in words if word in _SPLITS), "")
         row = 0
-        for batch in file.iter_batches(1024, columns=[c for c in (image, label, named) if c is not None]):
+        for batch in file.iter_batches(ROWS, columns=[c for c in (image, label, named) if c is not None]):
             for values in batch.to_pylist():
                 found = _row(values, image, label, named, known, split, f"{shard} row {row}")
                 first, where = label_of.setdefault(found.class_name, (values[label], found.where))
@@ -202,15 +218,15 @@ def _row(
 ) -> Encoded:
     content, value = values[image], values[label]
     data = content.get("bytes") if isinstance(content, dict) else content
-    if not data:
-        raise BadInput(f"{where} has no image bytes in column {image!r}; files outside the Parquet are not followed")
+    problem = "" if data else f"has no image bytes in column {image!r}; files outside the Parquet are not followed"
+    data = data or b""
     if value is None or (isinstance(value, int) and value < 0):
         raise BadInput(f"{where} has no label ({value!r}) in column {label!r}")
     rank = value if isinstance(value, int) else 0
     if named is not None and values[named]:
-        return Encoded(str(values[named]), data, where, split, rank)
+        return Encoded(str(values[named]), data, where, split, rank, problem)
     if isinstance(value, int) and known is not None:
         if value >= len(known):
             raise BadInput(f"{where} has label {value}, but the file's metadata name only {len(known)} classes")
-        return Encoded(known[value], data, where, split, rank)
-    return Encoded(str(value), data, where, split, rank)
+        return Encoded(known[value], data, where, split, rank, problem)
+    return Encoded(str(value), data, where, split, rank, problem)
