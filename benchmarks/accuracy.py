@@ -121,8 +121,9 @@ def _read(asked: Asked, folder: Path, method: str, seed: int) -> Run:
     """A run that has ended. BadInput if it was of something else."""
     file = _file(folder, method, seed)
     found: Run = json.loads(file.read_text())
-    wanted = {"protocol": asked.protocol.name, "order": asked.order, "options": asked.options(method, seed).as_dict()}
-    if changed := [key for key in wanted if found[key] != wanted[key]]:
+    wanted = {"protocol": asked.protocol.name, "order": asked.order, "options": asked.options(method, seed)}
+    made = {**found, "options": TrainingOptions.from_dict(found["options"])}  # an option that came since: its default
+    if changed := [key for key in wanted if made[key] != wanted[key]]:
         raise BadInput(f"{file} is a run with other {' and '.join(changed)}; choose another folder, or remove it")
     return found
 
