@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lifelist.deploy import enrol
 from lifelist.deploy.records import Rollout, now
-from lifelist.deploy.workshop import CHECKPOINT, EVALUATION, EXEMPLARS, Workshop
+from lifelist.deploy.workshop import CHECKPOINT, EVALUATION, EXEMPLARS, STATISTICS, Workshop
 from lifelist.exporter import fold, graph, index, session
 from lifelist.exporter.errors import Moved
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Manifest, Parity, Preprocess
@@ -36,12 +36,14 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         EXEMPLARS: json.dumps(memory).encode(),
         EVALUATION: json.dumps(learned.evaluation).encode(),
     }
+    if learned.statistics is not None:
+        files[STATISTICS] = learned.statistics
     draft = Manifest(
         version=0,
         created_at=now(),
         kind="increment",
         parent=rollout.facts.get("teacher"),
-        method=task.options.method,
+        method=learned.method,
         network=task.options.network,
         embedding_dim=learned.embedding_dim,
         default_answer=learned.answers_by,
@@ -51,7 +53,7 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
             for class_id, increment in zip(learned.class_ids, increments, strict=True)
         ),
         bias=learned.bias,
-        options=task.options.as_dict(),
+        options=task.options.as_dict() | {"pretrained": task.options.pretrained or task.pretrained},
         results=learned.figures,
         exemplars_sha256=FileEntry.of(EXEMPLARS, files[EXEMPLARS]).sha256,
         software=learned.software,

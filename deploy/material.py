@@ -6,9 +6,10 @@ import torch
 
 from lifelist.deploy import examples
 from lifelist.deploy.records import Rollout
-from lifelist.deploy.workshop import CHECKPOINT, Workshop, memory
+from lifelist.deploy.workshop import CHECKPOINT, STATISTICS, Workshop, memory
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.registry import Registry
 from lifelist.training.data import Images
 from lifelist.training.job import Class, Task
 from lifelist.training.options import TrainingOptions
@@ -48,6 +49,8 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
         ),
         roles=torch.tensor([examples.ROLES.index(e.role) for e in chosen], dtype=torch.uint8),
         teacher=workshop.registry.read(live, CHECKPOINT) if live else None,
+        statistics=_statistics(workshop.registry, live),
+        pretrained=str(live.options.get("pretrained", "")) if live else "",
         bias=live.bias if live else None,
         mean=live.preprocess.mean if live else None,
         std=live.preprocess.std if live else None,
@@ -64,6 +67,12 @@ def _options(declared: TrainingOptions, method: str, live: Manifest | None) -> T
     return dataclasses.replace(
         options, network=live.network, image_size=seen.size, resize_to=seen.resize_to, pretrained=""
     )
+
+
+def _statistics(registry: Registry, live: Manifest | None) -> bytes | None:
+    """Those of the live version, if its backbone was frozen when it was made."""
+    kept = live is not None and any(entry.name == STATISTICS for entry in live.files)
+    return registry.read(live, STATISTICS) if live and kept else None
 
 
 def _heads(live: Manifest | None) -> tuple[int, ...]:

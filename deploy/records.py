@@ -27,7 +27,7 @@ class Rollout:
 
     id: int
     state: str
-    method: str
+    method: str  # as it was asked for
     request_key: str | None
     class_ids: tuple[int, ...]  # the new classes, in order of arrival
     cancel_requested: bool
@@ -36,6 +36,11 @@ class Rollout:
     version: int | None  # that it published
     created_at: str
     updated_at: str
+
+    @property
+    def row(self) -> str:
+        """The row of the table of methods that it learned by; of "auto", that itself until it has been trained."""
+        return str(self.facts.get("method", self.method))
 
     @property
     def ended(self) -> bool:

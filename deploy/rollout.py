@@ -27,7 +27,7 @@ from lifelist.exporter.errors import (
     Refused,
 )
 from lifelist.exporter.manifest import Manifest
-from lifelist.training.methods import METHODS
+from lifelist.training.methods import NAMES
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def start(
     is nothing to learn, a class cannot be learned now, or the gate could not judge it; Missing for an unknown class.
     """
     store, settings = workshop.store, workshop.settings
-    if method is not None and method not in METHODS:
-        raise BadSetting(f"method {method!r} does not exist; there are {', '.join(METHODS)}")
+    if method is not None and method not in NAMES:
+        raise BadSetting(f"method {method!r} does not exist; there are {', '.join(NAMES)}")
     named = None if classes is None else [store.class_named(name) for name in classes]
     if request_key is not None and (known := store.rollout_of(request_key)) is not None:
         return _same_request(known, named, method)

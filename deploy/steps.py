@@ -52,6 +52,7 @@ def train_increment(workshop: Workshop, rollout: Rollout) -> Facts:
     look()
     learned = read_result(folder)
     facts: Facts = {"seconds": learned.seconds, "evaluation": learned.figures, "warnings": list(learned.warnings)}
+    facts |= {"method": learned.method} | ({"method_reason": learned.reason} if learned.reason else {})
     return facts | ({"bias": dataclasses.asdict(learned.bias)} if learned.bias else {})
 
 

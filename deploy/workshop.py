@@ -13,6 +13,7 @@ from lifelist.exporter.storage import open_storage
 
 # Files of a version, beside those of session.py. The last: Learned.evaluation, of the model that this version brought.
 CHECKPOINT, EXEMPLARS, EVALUATION = "checkpoint.safetensors", "exemplars.json", "evaluation.json"
+STATISTICS = "statistics.safetensors"  # only where the backbone is frozen (training/statistics.py)
 
 Memory = Mapping[str, Mapping[str, list[str]]]  # {"exemplars": {"<class id>": [image ids, best first]}, "holdout": …}
 Look = Callable[[], None]  # called every now and then while training; it may raise Cancelled

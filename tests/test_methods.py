@@ -41,7 +41,10 @@ def test_the_table_is_that_of_the_design() -> None:
         "finetune": ((x, o, o, o), "softmax", "none", "linear"),
         "replay": ((x, o, x, o), "softmax", "none", "linear"),
         "joint": ((x, o, x, o), "softmax", "none", "linear"),
+        "ncm": ((x, o, x, o), "softmax", "class-means", "nearest_mean"),
+        "ridge": ((x, o, x, o), "softmax", "ridge", "linear"),
     }
+    assert [name for name, m in METHODS.items() if m.frozen] == ["ncm", "ridge"]
 
 
 def test_every_row_names_a_form_and_a_rebalance_that_exist() -> None:

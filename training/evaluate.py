@@ -38,7 +38,7 @@ def unit(rows: Tensor) -> Tensor:
     return functional.normalize(rows, dim=-1)
 
 
-def class_mean(plain: Tensor, mirrored: Tensor | None) -> Tensor:
+def class_mean(plain: Tensor, mirrored: Tensor | None = None) -> Tensor:
     """normalise((mean of unit features + mean of the mirrored images' unit features) / 2), D (iCaRL's code; I3).
 
     plain, mirrored: N×D raw features of a class's exemplars and of their mirror images, None to leave those out.

@@ -21,7 +21,7 @@ from lifelist.training.checkpoint import write_atomically
 from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_on_arrival
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
-from lifelist.training.methods import METHODS
+from lifelist.training.methods import METHODS, possible
 from lifelist.training.options import TrainingOptions
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
@@ -70,9 +70,11 @@ class Result:
         average = _mean(self.accuracies())
         lost = evaluate.forgetting(self.matrix())
         by = self.steps[-1].answers_by.replace("_", " ")
+        chosen = ", ".join(step.method for step in self.steps)
+        method = self.options.method if self.options.method in METHODS else f"{self.options.method} ({chosen})"
         text += [
             "",
-            f"method {self.options.method}, answers by {by}, seed {self.options.seed}; accuracy in % on test images",
+            f"method {method}, answers by {by}, seed {self.options.seed}; accuracy in % on test images",
             f"last {_percent(self.accuracies()[-1])}, average of all increments, base included, {_percent(average)}, "
             f"forgetting {_percent(lost)}",
         ]
@@ -89,6 +91,8 @@ class Result:
             "forgetting": evaluate.forgetting(self.matrix()),
             "steps": [
                 {
+                    "method": step.method,
+                    "reason": step.reason,
                     "evaluation": step.evaluation,
                     "bias": dataclasses.asdict(step.bias) if step.bias else None,
                     "seconds": step.seconds,
@@ -201,6 +205,7 @@ def next_task(
         new=tuple(Class(c, dataset.names[c]) for c in groups[k]),
         heads=last.heads if last else (),
         teacher=last.checkpoint if last else None,
+        statistics=last.statistics if last else None,
         bias=last.bias if last else None,
         mean=last.mean if last else None,
         std=last.std if last else None,
@@ -210,8 +215,8 @@ def next_task(
 
 
 def _roles(dataset: Dataset, options: TrainingOptions) -> torch.Tensor:
-    """The source's own test images are the gate's; else a share of each class. Hold-out only if the method uses it."""
-    holdout = HOLDOUT_SHARE if METHODS[options.method].holdout else 0.0
+    """The source's own test images are the gate's; else a share of each class. Hold-out where the method may use it."""
+    holdout = HOLDOUT_SHARE if any(method.holdout for method in possible(options.method)) else 0.0
     lot = seeded(options.seed, "roles")
     if not bool(dataset.test.any()):
         return roles_on_arrival(dataset.images.labels, gate=TEST_SHARE, holdout=holdout, generator=lot)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifelist.exporter.errors import Corrupt
-from lifelist.training import evaluate, network
+from lifelist.exporter.errors import BadInput, Corrupt
+from lifelist.training import auto, evaluate, network
 from lifelist.training.checkpoint import pack, remove_halves, unpack
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Images, colour_statistics
 from lifelist.training.exemplars import SELECTIONS, shares
@@ -25,6 +25,7 @@ from lifelist.training.methods import METHODS, Method
 from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
 from lifelist.training.rebalance import REBALANCE, Increment
+from lifelist.training.statistics import Statistics, Sums, add, as_bytes, from_bytes
 
 
 def _ignore(event: Event) -> None:
@@ -59,7 +60,11 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
             warnings.append(event["message"])
         on_event(event)
 
-    options, method = task.options, METHODS[task.options.method]
+    options = task.options
+    name, reason = auto.resolve(task)
+    if reason:
+        tell({"kind": "method", "method": name, "reason": reason})
+    method = METHODS[name]
     schedules, n, m = method.schedules[options.schedule], len(task.old), len(task.new)
     heads = (*task.heads, m)
     material = sort_images(task, method)
@@ -83,12 +88,14 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         heads=distillation_heads(task.heads),
         teacher=teacher if method.distils else None,
     )
-    train(student, phase, run)
+    if not (n and method.frozen):
+        train(student, phase, run)
+    statistics = _statistics(student, task, run) if method.frozen else {}
 
     gate_rows = material.rows(task, material.gate)
     uncorrected = evaluate.head_logits(student, evaluate.features(student, material.gate.pixels, run))
     bias = None
-    if n:
+    if n or method.frozen:
         increment = Increment(
             method=method,
             schedules=schedules,
@@ -99,10 +106,11 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
             rows=rows,
             held_pixels=material.holdout.pixels,
             held_rows=material.rows(task, material.holdout),
+            statistics=[statistics[c] for c in task.class_ids] if statistics else (),
         )
         bias = REBALANCE[method.rebalance](student, increment)
 
-    exemplars, means = _remember(student, task, method, run)
+    exemplars, means = _remember(student, task, method, run, statistics)
     _, held = shares(options, n + m, reserved=task.reserved)
     raw = evaluate.features(student, material.gate.pixels, run)
     answers = {
@@ -128,6 +136,9 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         seconds=round(time.monotonic() - began, 3),
         warnings=tuple(warnings),
         software=software(run),
+        method=name,
+        reason=reason,
+        statistics=as_bytes(statistics) if statistics else None,
     )
 
 
@@ -186,11 +197,46 @@ def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network,
     return student, None if teacher is None else Teacher(teacher, task.bias)
 
 
-def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[dict[int, tuple[str, ...]], Tensor]:
+def _statistics(student: Network, task: Task, run: Run) -> Statistics:
+    """Of every class: what the teacher's version has, and those of the new images.
+
+    A version whose backbone was trained has none: its exemplars then stand for all images of old classes. BadInput if
+    a class has no exemplar either.
+    """
+    known = {} if task.statistics is None else from_bytes(task.statistics, student.dim)
+    found: Statistics = {c.id: known[c.id] for c in task.old if c.id in known}
+    lacking = [c for c in task.old if c.id not in found]
+    if gone := [f"{c.id} ({c.name})" for c in lacking if not bool(task.of(c.id, TRAINING).any())]:
+        raise BadInput(
+            f"the live version has neither statistics nor exemplars of classes {', '.join(gone)}, so "
+            "a method whose backbone is frozen cannot answer them; choose one that trains, such as wa"
+        )
+    for c in (*lacking, *task.new):
+        pixels = task.images.take(task.of(c.id, TRAINING)).pixels
+        found = add(found, c.id, Sums.of(*_views(student, pixels, run)))
+    if lacking:
+        run.warn(
+            "statistics.from-exemplars",
+            f"the live version has no statistics of {len(lacking)} old classes, as its backbone was trained last: "
+            "their exemplars stand for all their images, which is an approximation",
+        )
+    return found
+
+
+def _views(student: Network, pixels: Tensor, run: Run) -> list[Tensor]:
+    """N×D raw features of images, and of their mirror images where training mirrors."""
+    mirrored = (False, True) if run.options.flip else (False,)
+    return [evaluate.features(student, pixels, run, mirrored=which) for which in mirrored]
+
+
+def _remember(
+    student: Network, task: Task, method: Method, run: Run, statistics: Statistics
+) -> tuple[dict[int, tuple[str, ...]], Tensor]:
     """(exemplars of each class, best first; class means C×D).
 
     An old class was ranked when it came, and keeps a prefix of that; a new one is ranked now, once. The means are of
-    the exemplars, with the new network, for every class (Rebuffi et al. 2017, section 2.2).
+    the exemplars, with the new network, for every class (Rebuffi et al. 2017, section 2.2); with statistics, of every
+    image ever seen.
     """
     options, old = task.options, {c.id for c in task.old}
     share, _ = shares(options, len(task.class_ids), reserved=task.reserved)
@@ -206,10 +252,10 @@ def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[d
             ranked = images.take(SELECTIONS[options.selection](evaluate.unit(raw), count, lot))
         kept[class_id] = ranked.ids[:count]
         shown = ranked.pixels[:count] if count else images.pixels  # no memory: a new class's images are still here
-        if len(shown):
-            plain = evaluate.features(student, shown, run)
-            mirrored = evaluate.features(student, shown, run, mirrored=True) if options.flip else None
-            means.append(evaluate.class_mean(plain, mirrored))
+        if class_id in statistics:
+            means.append(statistics[class_id].mean)
+        elif len(shown):
+            means.append(evaluate.class_mean(*_views(student, shown, run)))
         else:
             run.warn("mean.from-weights", f"class {class_id} has no exemplar; its row of the last layer is its mean")
             means.append(evaluate.unit(student.head.weight[row].detach().float().cpu()))

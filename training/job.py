@@ -1,12 +1,14 @@
 """An increment as a folder: what it is given, and what came of it. The contract between a rollout and training.
 
-job.json             options, classes, heads, bias, mean and std, and the sha256 of the files that belong to it
-images.safetensors   pixels uint8 N×S×S×3, labels int64 N (class ids), roles uint8 N
-images.json          N image ids, in the same order
-teacher.safetensors  the parent's checkpoint; absent for a base
-epochs/              one checkpoint for each phase, replaced after every epoch
-events.jsonl         one event a line
-result/              checkpoint.safetensors, means.safetensors, and result.json with their sha256, written last
+job.json                options, classes, heads, bias, mean and std, and the sha256 of the files that belong to it
+images.safetensors      pixels uint8 N×S×S×3, labels int64 N (class ids), roles uint8 N
+images.json             N image ids, in the same order
+teacher.safetensors     the parent's checkpoint; absent for a base
+statistics.safetensors  the parent's (statistics.py), if it has any
+epochs/                 one checkpoint for each phase, replaced after every epoch
+events.jsonl            one event a line
+result/                 checkpoint.safetensors, means.safetensors, statistics.safetensors if the backbone is frozen,
+                        and result.json with their sha256, written last
 
 No byte of a file is interpreted before its digest is checked: Corrupt names a file that is not what was written.
 """
@@ -48,7 +50,9 @@ class Task:
     old: tuple[Class, ...] = ()
     heads: tuple[int, ...] = ()  # how many classes each earlier increment brought, in row order
     teacher: bytes | None = None  # the parent's checkpoint, unfolded; None for a base
+    statistics: bytes | None = None  # the parent's (statistics.py); None if its backbone has just been trained
     bias: BiasCorrection | None = None  # the parent's
+    pretrained: str = ""  # the file of weights that the teacher's backbone began from
     mean: Colour | None = None  # computed from a base's training images, and the same ever after
     std: Colour | None = None
 
@@ -131,6 +135,9 @@ class Learned:
     seconds: float
     warnings: tuple[str, ...]
     software: Mapping[str, str]
+    method: str  # the row: of "auto", the one that was chosen …
+    reason: str = ""  # … and why
+    statistics: bytes | None = None  # safetensors (statistics.py), of every class; only of a frozen backbone
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -144,6 +151,8 @@ def write_task(folder: Path, task: Task) -> None:
     files = {"images.safetensors": pack(tensors), "images.json": json.dumps(task.images.ids).encode()}
     if task.teacher is not None:
         files["teacher.safetensors"] = task.teacher
+    if task.statistics is not None:
+        files["statistics.safetensors"] = task.statistics
     _write(folder, files, "job.json", _as_json(task))
 
 
@@ -153,11 +162,17 @@ def _as_json(task: Task) -> dict[str, Any]:
         "old": [dataclasses.asdict(c) for c in task.old],
         "new": [dataclasses.asdict(c) for c in task.new],
         "heads": list(task.heads),
-        "teacher_sha256": hashlib.sha256(task.teacher).hexdigest() if task.teacher is not None else None,
+        "teacher_sha256": _sha256(task.teacher),
+        "statistics_sha256": _sha256(task.statistics),
+        "pretrained": task.pretrained,
         "bias": dataclasses.asdict(task.bias) if task.bias else None,
         "mean": task.mean,
         "std": task.std,
     }
+
+
+def _sha256(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def read_task(folder: Path) -> Task:
@@ -174,6 +189,8 @@ def read_task(folder: Path) -> Task:
             new=tuple(Class(c["id"], c["name"]) for c in job["new"]),
             heads=tuple(job["heads"]),
             teacher=files["teacher.safetensors"] if job["old"] else None,
+            statistics=files.get("statistics.safetensors"),
+            pretrained=job["pretrained"],
             bias=BiasCorrection(**job["bias"]) if job["bias"] else None,
             mean=_colour(job["mean"]),
             std=_colour(job["std"]),
@@ -192,9 +209,11 @@ def write_result(folder: Path, learned: Learned, fingerprint: str) -> None:
         "exemplars": {str(k): list(v) for k, v in learned.exemplars.items()},
         "holdout": {str(k): list(v) for k, v in learned.holdout.items()},
     }
-    del rest["checkpoint"], rest["means"]
+    del rest["checkpoint"], rest["means"], rest["statistics"]
     rest["fingerprint"] = fingerprint
     files = {"checkpoint.safetensors": learned.checkpoint, "means.safetensors": pack(means)}
+    if learned.statistics is not None:
+        files["statistics.safetensors"] = learned.statistics
     _write(folder / "result", files, "result.json", rest)
 
 
@@ -226,6 +245,7 @@ def read_result(folder: Path) -> Learned:
             "exemplars": {int(k): tuple(v) for k, v in rest["exemplars"].items()},
             "holdout": {int(k): tuple(v) for k, v in rest["holdout"].items()},
             "warnings": tuple(rest["warnings"]),
+            "statistics": files.get("statistics.safetensors"),
         }
         means = unpack(files["means.safetensors"], f"{result}/means.safetensors")
         return Learned(checkpoint=files["checkpoint.safetensors"], means=means["means"], **(rest | changed))

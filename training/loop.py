@@ -62,15 +62,18 @@ class Run:
         self.tell({"kind": "warning", "what": what, "message": message})
 
 
+def device_of(options: TrainingOptions) -> torch.device:
+    """Where it trains; auto is CUDA if that works."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if options.device == "auto" else options.device)
+
+
 def start(options: TrainingOptions, **more: Any) -> Run:
     """A Run on the device and in the precision that `options` ask for. BadSetting if there is no such device here."""
-    name = options.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = device_of(options)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadSetting(
-            f"device {name!r} is not here: {torch.cuda.device_count()} CUDA devices work; auto takes the CPU"
+            f"device {options.device!r} is not here: {torch.cuda.device_count()} CUDA devices work; auto takes the CPU"
         )
     half = {"fp32": False, "bf16": True, "auto": device.type == "cuda" and torch.cuda.is_bf16_supported()}
     return Run(options=options, device=device, half=half[options.precision], **more)

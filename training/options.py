@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from lifelist.exporter.errors import BadSetting
-from lifelist.training.methods import METHODS, ScheduleName
+from lifelist.training.methods import METHODS, NAMES, ScheduleName
 
 Selection = Literal["herding", "nearest", "random"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -26,12 +26,13 @@ def _say(default: Any, text: str) -> Any:
 class TrainingOptions:
     """How an increment is trained. BadSetting names the option, its value, and what is allowed."""
 
-    method: str = _say("bic", "row of the table of methods: " + ", ".join(METHODS))
+    method: str = _say("bic", "row of the table of methods: " + ", ".join(METHODS) + "; auto: picked by what is there")
     network: str = _say("resnet32", "resnet32, resnet32-icarl, or any torchvision classification model by name")
     pretrained: str = _say("", "file with weights for the base: .safetensors, or a torch file; empty: random weights")
     image_size: int = _say(32, "the network sees this many pixels in each direction")
     resize_to: int = _say(0, "shorter side before the centre crop; 0: image_size")
     schedule: ScheduleName = _say("short", "paper: as long as its authors trained; short: for a machine without GPU")
+    time_limit_s: float = _say(0.0, "method auto: where training would take longer, the backbone is frozen; 0: none")
     epochs: int = _say(0, "epochs of an increment; 0: as the schedule says")
     batch_size: int = _say(0, "images in one step; 0: as the schedule says")
     learning_rate: float = _say(0.0, "peak learning rate; 0: as the schedule says")
@@ -47,10 +48,10 @@ class TrainingOptions:
     seed: int = _say(0, "of everything random; the same seed gives the same weights on a CPU")
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            near = difflib.get_close_matches(self.method, METHODS, n=1, cutoff=0.4)
+        if self.method not in NAMES:
+            near = difflib.get_close_matches(self.method, NAMES, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise BadSetting(f"method {self.method!r} does not exist; there are {', '.join(METHODS)}.{hint}")
+            raise BadSetting(f"method {self.method!r} does not exist; there are {', '.join(NAMES)}.{hint}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise BadSetting(f"{name} {getattr(self, name)!r} does not exist; there are {', '.join(choices)}")
@@ -59,8 +60,9 @@ class TrainingOptions:
                 raise BadSetting(f"{name} should be at least {least}, not {getattr(self, name)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise BadSetting(f"device {self.device!r} does not exist; there are auto, cpu, cuda, and cuda:N")
-        if not math.isfinite(self.learning_rate):
-            raise BadSetting(f"learning_rate should be a number, not {self.learning_rate}")
+        for name in ("learning_rate", "time_limit_s"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise BadSetting(f"{name} should be a number, not {value}")
         if self.batch_size == 1:
             raise BadSetting(
                 "batch_size should be at least 2 (or 0, as the schedule says), not 1: batch-norm needs two"
@@ -106,6 +108,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 _LEAST: Mapping[str, float] = {
     "image_size": 8,
     "resize_to": 0,
+    "time_limit_s": 0,
     "epochs": 0,
     "batch_size": 0,
     "learning_rate": 0,
