@@ -1,4 +1,7 @@
-"""The story of one increment: from a teacher and images of new classes to a student that knows both."""
+"""The story of one increment: from a teacher and images of new classes to a student that knows both.
+
+A class that is known and brings new images is *refreshed*: it keeps its row, and its images count as new ones do.
+"""
 
 import importlib.metadata
 import itertools
@@ -35,7 +38,7 @@ def _ignore(event: Event) -> None:
 class Material:
     """The images of an increment by what they are for; rows of the last layer instead of class ids."""
 
-    training: Images  # exemplars, best first, and all training images of new classes
+    training: Images  # exemplars, best first, and all training images of new and refreshed classes
     holdout: Images  # as many of each class
     gate: Images
 
@@ -46,7 +49,7 @@ class Material:
 
 
 def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event], None] = _ignore) -> Learned:
-    """Learn the new classes of `task` without forgetting the old ones, as its method's row says.
+    """Learn what is new in `task` without forgetting the old classes, as its method's row says.
 
     folder    where a checkpoint is kept after every epoch; the same call resumes from there. None: in memory only
     on_event  gets a dict for every epoch and warning; see loop.train
@@ -61,7 +64,8 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
 
     options, method = task.options, METHODS[task.options.method]
     schedules, n, m = method.schedules[options.schedule], len(task.old), len(task.new)
-    heads = (*task.heads, m)
+    heads = (*task.heads, m) if m else task.heads
+    refreshed = [row for row, c in enumerate(task.old) if c.id in task.refreshed]
     material = sort_images(task, method)
     if task.mean is not None and task.std is not None:
         mean, std = task.mean, task.std
@@ -70,7 +74,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     run = start(options, mean=mean, std=std, fingerprint=task.fingerprint, folder=folder, tell=tell)
     student, teacher = _student_and_teacher(task, method, run)
 
-    replayed = material.training if method.replays else _without_old(material.training, task)
+    replayed = material.training if method.replays else _with_news(material.training, task)
     rows = material.rows(task, replayed)
     schedule = schedules.increment if n else schedules.base
     phase = Phase(
@@ -82,6 +86,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         n=n,
         heads=distillation_heads(task.heads),
         teacher=teacher if method.distils else None,
+        refreshed=refreshed,
     )
     train(student, phase, run)
 
@@ -94,6 +99,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
             schedules=schedules,
             run=run,
             n=n,
+            refreshed=refreshed,
             heads=heads,
             pixels=phase.pixels,
             rows=rows,
@@ -134,16 +140,15 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
 def sort_images(task: Task, method: Method) -> Material:
     """Which images an increment trains on, corrects its bias with, and is judged by: three sets without overlap.
 
-    Of an old class, no more exemplars than its share of the memory; of the hold-out, the same count of every class,
-    old and new (B6), as large as the memory and the class with the fewest allow.
+    Of an old class without new images, no more exemplars than its share of the memory; of the hold-out, the same count
+    of every class, old and new (B6), as large as the memory and the class with the fewest allow.
     """
     exemplars, held = shares(task.options, len(task.old), reserved=task.reserved)
-    old = {c.id for c in task.old}
     training, holdout = [], []
     available = min(int(task.of(c, HOLDOUT).sum()) for c in task.class_ids)
     for class_id in task.class_ids:
         which = task.of(class_id, TRAINING).nonzero()[:, 0]
-        training.append(which[:exemplars] if class_id in old and not method.keeps_all else which)
+        training.append(which if class_id in task.with_news or method.keeps_all else which[:exemplars])
         holdout.append(task.of(class_id, HOLDOUT).nonzero()[:, 0][: min(held, available)])
     images = task.images
     return Material(images.take(torch.cat(training)), images.take(torch.cat(holdout)), images.take(task.roles == GATE))
@@ -157,8 +162,8 @@ def _sound_alarm(per_class: Mapping[str, float | None], task: Task, heads: Seque
         run.warn("group.collapsed", f"the classes of one increment are right in {worst:.1%} only; see per_class")
 
 
-def _without_old(images: Images, task: Task) -> Images:
-    return images.take(torch.isin(images.labels, torch.tensor([c.id for c in task.new])))
+def _with_news(images: Images, task: Task) -> Images:
+    return images.take(torch.isin(images.labels, torch.tensor(task.with_news)))
 
 
 def _near(pixels: Tensor, run: Run) -> Tensor:
@@ -179,7 +184,8 @@ def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network,
         )
     else:
         student = teacher.copy()
-        student.grow(m, seeded(options.seed, "new rows", n))
+        if m:
+            student.grow(m, seeded(options.seed, "new rows", n))
     for module in (student, teacher):
         if module is not None:
             module.to(device=run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -189,10 +195,11 @@ def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network,
 def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[dict[int, tuple[str, ...]], Tensor]:
     """(exemplars of each class, best first; class means C×D).
 
-    An old class was ranked when it came, and keeps a prefix of that; a new one is ranked now, once. The means are of
-    the exemplars, with the new network, for every class (Rebuffi et al. 2017, section 2.2).
+    An old class was ranked when it last brought images, and keeps a prefix of that; one that brings some is ranked now,
+    its exemplars among them. The means are of the exemplars, with the new network, for every class (Rebuffi et al.
+    2017, section 2.2).
     """
-    options, old = task.options, {c.id for c in task.old}
+    options = task.options
     share, _ = shares(options, len(task.class_ids), reserved=task.reserved)
     kept: dict[int, tuple[str, ...]] = {}
     means = []
@@ -200,7 +207,7 @@ def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[d
         images = task.images.take(task.of(class_id, TRAINING))
         count = len(images) if method.keeps_all else min(share, len(images))
         ranked = images
-        if class_id not in old and count:
+        if class_id in task.with_news and count:
             raw = evaluate.features(student, images.pixels, run)
             lot = seeded(options.seed, "exemplars", class_id)
             ranked = images.take(SELECTIONS[options.selection](evaluate.unit(raw), count, lot))

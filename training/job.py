@@ -46,6 +46,7 @@ class Task:
     images: Images
     roles: Tensor  # N uint8: 0 training (of old classes: their exemplars, best first), 1 hold-out, 2 gate
     old: tuple[Class, ...] = ()
+    refreshed: tuple[int, ...] = ()  # ids of old classes that bring new images, which follow their exemplars
     heads: tuple[int, ...] = ()  # how many classes each earlier increment brought, in row order
     teacher: bytes | None = None  # the parent's checkpoint, unfolded; None for a base
     bias: BiasCorrection | None = None  # the parent's
@@ -54,8 +55,8 @@ class Task:
 
     def __post_init__(self) -> None:
         ids = self.class_ids
-        if not self.new:
-            raise BadInput("an increment needs at least one new class; this one has none")
+        if not self.new and not self.refreshed:
+            raise BadInput("an increment needs at least one new class, or new images of a known one; this one has none")
         if len(set(ids)) != len(ids):
             raise BadInput(f"a class id stands twice among old and new classes: {ids}; ids are given once")
         if (self.teacher is None) != (not self.old) or sum(self.heads) != len(self.old):
@@ -63,6 +64,8 @@ class Task:
                 f"{len(self.old)} old classes need a teacher and heads that sum to as many; "
                 f"got {'a' if self.teacher else 'no'} teacher and heads {self.heads}"
             )
+        if unknown := sorted(set(self.refreshed) - {c.id for c in self.old}):
+            raise BadInput(f"refreshed classes should be old ones, {[c.id for c in self.old]}; {unknown} are not")
         if self.bias is not None and not 0 <= self.bias.first_row < self.bias.last_row <= len(self.old):
             raise BadInput(
                 f"the teacher's correction is of rows that it does not have: {self.bias}; it has {len(self.old)}"
@@ -83,10 +86,11 @@ class Task:
             )
         if len(set(self.images.ids)) != len(self.images):
             raise BadInput("an image stands twice: an image plays one role, once and for good")
-        missing = [c for c in self.new if not bool(self.of(c.id, TRAINING).any())]
+        named = [*(c for c in self.old if c.id in self.refreshed), *self.new]
+        missing = [c for c in named if not bool(self.of(c.id, TRAINING).any())]
         if missing:
             raise BadInput(
-                f"increment names classes {[c.id for c in self.new]} but has no training images of "
+                f"increment names classes {[c.id for c in named]} but has no training images of "
                 f"{', '.join(f'{c.id} ({c.name})' for c in missing)}; add images, or leave it out"
             )
 
@@ -98,6 +102,11 @@ class Task:
     def of(self, class_id: int, role: int) -> Tensor:
         """Mask, N bool: the images of a class in a role."""
         return (self.images.labels == class_id) & (self.roles == role)
+
+    @property
+    def with_news(self) -> tuple[int, ...]:
+        """Ids of the classes that bring images: refreshed ones, then new ones."""
+        return (*self.refreshed, *(c.id for c in self.new))
 
     @property
     def reserved(self) -> bool:
@@ -152,6 +161,7 @@ def _as_json(task: Task) -> dict[str, Any]:
         "options": task.options.as_dict(),
         "old": [dataclasses.asdict(c) for c in task.old],
         "new": [dataclasses.asdict(c) for c in task.new],
+        "refreshed": list(task.refreshed),
         "heads": list(task.heads),
         "teacher_sha256": hashlib.sha256(task.teacher).hexdigest() if task.teacher is not None else None,
         "bias": dataclasses.asdict(task.bias) if task.bias else None,
@@ -172,6 +182,7 @@ def read_task(folder: Path) -> Task:
             options=TrainingOptions.from_dict(job["options"]),
             old=tuple(Class(c["id"], c["name"]) for c in job["old"]),
             new=tuple(Class(c["id"], c["name"]) for c in job["new"]),
+            refreshed=tuple(job["refreshed"]),
             heads=tuple(job["heads"]),
             teacher=files["teacher.safetensors"] if job["old"] else None,
             bias=BiasCorrection(**job["bias"]) if job["bias"] else None,

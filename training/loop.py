@@ -120,6 +120,7 @@ class Phase:
     n: int  # outputs that count as old
     heads: Sequence[slice]  # the old outputs, cut for distillation
     teacher: Teacher | None  # None where nothing is distilled
+    refreshed: Sequence[int] = ()  # old rows whose classes bring new images
 
 
 def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) -> Schedule:
@@ -271,7 +272,7 @@ class _Cores:
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
             student = network.logits(images)
             teacher = phase.teacher(images) if phase.teacher else student.new_zeros(len(rows), phase.n)
-        terms = weight * increment_loss(phase.method, student, teacher, rows, phase.heads)
+        terms = weight * increment_loss(phase.method, student, teacher, rows, phase.heads, phase.refreshed)
         return terms.detach(), torch.autograd.grad(terms.sum(), self.parameters, materialize_grads=True)
 
 
