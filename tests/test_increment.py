@@ -29,7 +29,18 @@ def test_a_folder_holds_what_the_contract_says(tmp_path: Path) -> None:
     increment.run(tmp_path, told.append)
 
     job = json.loads((tmp_path / "job.json").read_text())
-    assert job.keys() == {"options", "old", "new", "refreshed", "heads", "teacher_sha256", "bias", "mean", "std", "sha256"}
+    assert job.keys() == {
+        "options",
+        "old",
+        "new",
+        "refreshed",
+        "heads",
+        "teacher_sha256",
+        "bias",
+        "mean",
+        "std",
+        "sha256",
+    }
     assert job["old"][4] == {"id": 4, "name": "four"}
     assert job["heads"] == [3, 2]
     assert job["teacher_sha256"] == hashlib.sha256((tmp_path / "teacher.safetensors").read_bytes()).hexdigest()
