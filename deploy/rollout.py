@@ -4,6 +4,7 @@ A table of steps, and a few lines that walk it. Whoever walks it may be killed a
 at the step that had not ended. One rollout is carried at a time; later ones wait in the queue.
 """
 
+import dataclasses
 import logging
 import shutil
 from collections import Counter
@@ -14,7 +15,7 @@ from lifelist.deploy import examples, steps
 from lifelist.deploy.records import KnownClass, Rollout
 from lifelist.deploy.settings import GateCheck
 from lifelist.deploy.store import QUEUED
-from lifelist.deploy.workshop import Workshop
+from lifelist.deploy.workshop import Workshop, memory
 from lifelist.exporter.errors import (
     BadInput,
     BadSetting,
@@ -28,6 +29,7 @@ from lifelist.exporter.errors import (
 )
 from lifelist.exporter.manifest import Manifest
 from lifelist.training.methods import METHODS
+from lifelist.training.options import TrainingOptions, check
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,8 @@ def start(
     A class that is trained already is learned again with the images that came since.
 
     A `request_key` that was used before gives the rollout that it was used for, and changes nothing. Conflict if there
-    is nothing to learn, a class cannot be learned now, or the gate could not judge it; Missing for an unknown class.
+    is nothing to learn, a class cannot be learned now, or the gate could not judge it; BadSetting if memory or batch
+    do not do for so many classes or images; Missing for an unknown class.
     """
     store, settings = workshop.store, workshop.settings
     if method is not None and method not in METHODS:
@@ -85,7 +88,9 @@ def start(
     if not chosen:
         raise Conflict("no class waits to be learned: add examples first, of a new one or of one that is known")
     _check_learnable(workshop, live, chosen, settings.gate)
-    rollout = store.add_rollout(method or settings.training.method, [c.id for c in chosen], request_key)
+    options = dataclasses.replace(settings.training, method=method or settings.training.method)
+    _check_options(workshop, live, chosen, options)
+    rollout = store.add_rollout(options.method, [c.id for c in chosen], request_key)
     return rollout if request_key is None else _same_request(rollout, named, method)
 
 
@@ -206,3 +211,15 @@ def _check_learnable(
             f"the gate needs {needed} images of each new class that training does not see; too few of "
             f"{', '.join(few)}. Add more examples: every few are set apart for it"
         )
+
+
+def _check_options(
+    workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass], options: TrainingOptions
+) -> None:
+    """BadSetting if memory or batch do not do for the classes and images that this increment would have."""
+    trained = {entry.id for entry in live.trained} if live else set()
+    images = examples.waiting(workshop, live, [known.id for known in chosen])
+    count = sum(example.role == "training" for example in images)
+    if live and METHODS[options.method].replays:
+        count += sum(map(len, memory(workshop.registry, live)["exemplars"].values()))
+    check(options, classes=len(trained | {known.id for known in chosen}), images=count)

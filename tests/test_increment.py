@@ -215,7 +215,7 @@ def test_an_increment_that_does_not_fit_together_says_why(change: object, messag
 
 @pytest.mark.parametrize("method", METHODS)
 def test_b20_i7_every_method_takes_uneven_increments_and_one_class_and_little_memory(method: str) -> None:
-    options = replace(TINY, method=method, epochs=1, memory_total=40)
+    options = replace(TINY, method=method, epochs=1, memory_total=40, batch_size=8)
     found = tasks(options, groups=((0, 1, 2), (3,), (4, 5, 6, 7, 8, 9)), per_class=15)
     for task, learned in found:
         assert learned.class_ids == task.class_ids
@@ -228,7 +228,7 @@ def test_b20_i7_every_method_takes_uneven_increments_and_one_class_and_little_me
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_without_any_memory(method: str) -> None:
-    options = replace(TINY, method=method, epochs=1, memory_total=0)
+    options = replace(TINY, method=method, epochs=1, memory_total=0, batch_size=8)
     task, learned = tasks(options, groups=((0, 1), (2,)), per_class=15)[1]
     assert method == "joint" or not any(learned.exemplars.values())
     assert method == "joint" or any("no exemplar" in warning for warning in learned.warnings)
@@ -239,7 +239,7 @@ def test_every_method_goes_on_without_any_memory(method: str) -> None:
 
 def test_a_base_of_one_class_and_increments_of_one_class_work() -> None:
     for method in ("bic", "eeil", "icarl"):
-        found = tasks(replace(TINY, method=method, epochs=1), groups=((0,), (1,), (2,)), per_class=15)
+        found = tasks(replace(TINY, method=method, epochs=1, batch_size=8), groups=((0,), (1,), (2,)), per_class=15)
         assert found[-1][1].evaluation["linear"]["per_class"].keys() == {"0", "1", "2"}
 
 
@@ -268,7 +268,7 @@ def test_results_are_the_same_every_time_on_a_cpu() -> None:
 
 
 def test_bfloat16_and_any_torchvision_network_train() -> None:
-    options = replace(TINY, network="mobilenet_v3_small", image_size=8, precision="bf16", epochs=1)
+    options = replace(TINY, network="mobilenet_v3_small", image_size=8, precision="bf16", epochs=1, batch_size=8)
     learned = tasks(options, groups=((0, 1), (2,)), per_class=15)[1][1]
     assert learned.embedding_dim == 1024
     assert learned.software["precision"] == "bf16"

@@ -22,7 +22,7 @@ from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
 from lifelist.training.methods import METHODS
-from lifelist.training.options import TrainingOptions
+from lifelist.training.options import TrainingOptions, check
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
 
@@ -127,6 +127,7 @@ def run_experiment(
     dataset = _in_order(dataset, arrival)
     roles = _roles(dataset, options)
     groups = _numbered(groups)
+    _check(dataset, roles, groups, options)
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         _claim(root, options, groups, dataset)
@@ -228,6 +229,21 @@ def _in_order(dataset: Dataset, order: Sequence[int]) -> Dataset:
     number[torch.tensor(order)] = torch.arange(len(order))
     images = Images(dataset.images.pixels, number[dataset.images.labels], dataset.images.ids)
     return replace(dataset, images=images, names=tuple(dataset.names[c] for c in order))
+
+
+def _check(dataset: Dataset, roles: torch.Tensor, groups: Sequence[Sequence[int]], options: TrainingOptions) -> None:
+    """BadSetting, before anything is trained, if the options do not do for one of the increments."""
+    counts = torch.bincount(dataset.images.labels[roles == TRAINING], minlength=len(dataset.names)).tolist()
+    method = METHODS[options.method]
+    check(options, classes=len(dataset.names))  # the last increment needs the largest memory
+    for k, group in enumerate(groups):
+        old = [counts[c] for earlier in groups[:k] for c in earlier] if method.replays else []
+        share = max(counts) if method.keeps_all else options.quota(sum(map(len, groups[:k])))
+        check(
+            options,
+            classes=sum(map(len, groups[: k + 1])),
+            images=sum(counts[c] for c in group) + sum(min(count, share) for count in old),
+        )
 
 
 def _numbered(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -26,7 +26,8 @@ from lifelist.exporter.errors import BadInput, Corrupt
 from lifelist.exporter.manifest import AnswerKind, BiasCorrection
 from lifelist.training.checkpoint import pack, unpack, write_atomically
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Colour, Images
-from lifelist.training.options import TrainingOptions
+from lifelist.training.methods import METHODS
+from lifelist.training.options import TrainingOptions, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,10 @@ class Task:
                 f"increment names classes {[c.id for c in named]} but has no training images of "
                 f"{', '.join(f'{c.id} ({c.name})' for c in missing)}; add images, or leave it out"
             )
+        shown = torch.isin(
+            self.images.labels, torch.tensor(ids if METHODS[self.options.method].replays else self.with_news)
+        )
+        check(self.options, classes=len(ids), images=int((shown & (self.roles == TRAINING)).sum()))
 
     @property
     def class_ids(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,9 @@ from lifelist.training.options import Precision, TrainingOptions
 SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
 FEW_STEPS = 32  # in an epoch: fewer are short
 SMALLEST_IMAGE = 16  # pixels in each direction, below which no image is zoomed out
+HOPELESS = (
+    1000.0  # times the loss of guessing: an epoch beyond it has diverged. From 100 times some came back, measured
+)
 SMALLEST_SHARE = 8192  # pixels: of fewer, a core spends its time on calls rather than on arithmetic
 
 log = logging.getLogger(__name__)
@@ -206,11 +209,14 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     with forked, _Cores(network, phase, run) as cores:
         torch.manual_seed(random["noise"].initial_seed())  # dropout, in the networks that have it, draws from this one
         done = _resume(network, optimiser, random, phase, run)
+        limit = HOPELESS * guessing(phase, network.classes)
         seconds: list[float] = []
         for epoch in range(done, phase.schedule.epochs):
             began = time.monotonic()
             loss, images = _epoch(network, optimiser, random, phase, run, epoch, cores)
             seconds.append(time.monotonic() - began)
+            if not sum(loss.values()) <= limit:  # nor if it is no number
+                raise Failed(_diverged(loss, limit, epoch, phase))
             event = {
                 "kind": "epoch",
                 "phase": phase.name,
@@ -225,6 +231,20 @@ def train(network: Network, phase: Phase, run: Run) -> None:
             log.debug("epoch.finished", extra={"facts": event})
             run.tell(event)
     network.eval()
+
+
+def guessing(phase: Phase, classes: int) -> float:
+    """The loss of a network that answers 0 for every output, over the images of a phase: it has learned nothing."""
+    student, teacher = torch.zeros(len(phase.rows), classes), torch.zeros(len(phase.rows), phase.n)
+    return float(increment_loss(phase.method, student, teacher, phase.rows, phase.heads, phase.refreshed).sum())
+
+
+def _diverged(loss: Mapping[str, float], limit: float, epoch: int, phase: Phase) -> str:
+    terms = ", ".join(f"{term} {value:g}" for term, value in loss.items())
+    return (
+        f"training diverged in epoch {epoch + 1} of {phase.name!r}: the loss became {terms}; guessing gives "
+        f"{limit / HOPELESS:.3g} in all. A lower learning_rate may help: it went up to {phase.schedule.learning_rate:g}"
+    )
 
 
 class _Cores:
@@ -319,8 +339,6 @@ def _epoch(
         total += terms * len(rows)
         images += len(rows)
     means = (total / images).tolist()
-    if not all(map(math.isfinite, means)):
-        raise Failed(f"the loss became {means} in epoch {epoch + 1} of {phase.name!r}; a lower learning_rate may help")
     return {term: round(value, 6) for term, value in zip(TERMS, means, strict=True)}, images
 
 
