@@ -118,6 +118,12 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     }
     evaluation = {k: evaluate.accuracy(v, gate_rows, task.class_ids, n) for k, v in answers.items()}
     _sound_alarm(evaluation[method.answers_by]["per_class"], task, heads, run)
+    unseen = torch.cat([raw, evaluate.features(student, material.holdout.pixels, run)])
+    if method.answers_by == "linear":
+        predicted = evaluate.by_linear(corrected(evaluate.head_logits(student, unseen), bias))
+    else:
+        predicted = evaluate.by_nearest_mean(unseen, means)
+    _tell_alike(predicted, torch.cat([gate_rows, material.rows(task, material.holdout)]), task, run)
     return Learned(
         checkpoint=pack(student.state_dict()),
         class_ids=task.class_ids,
@@ -160,6 +166,17 @@ def _sound_alarm(per_class: Mapping[str, float | None], task: Task, heads: Seque
     worst = evaluate.worst_group(per_class, [list(itertools.islice(ids, size)) for size in heads])
     if worst is not None and len(task.class_ids) > 1 and worst < 1 / len(task.class_ids):
         run.warn("group.collapsed", f"the classes of one increment are right in {worst:.1%} only; see per_class")
+
+
+def _tell_alike(predicted: Tensor, rows: Tensor, task: Task, run: Run) -> None:
+    """Warn of a new class that cannot be told from another, by images that were not trained on."""
+    names = [c.name for c in (*task.old, *task.new)]
+    for a, b, confused, count in evaluate.alike(predicted, rows, range(len(task.old), len(names))):
+        run.warn(
+            "classes.alike",
+            f"{names[a]} and {names[b]} are taken for one another in {confused} of {count} images, as often as by "
+            "chance: if they are one class under two names, go back to the version before, and add images under one",
+        )
 
 
 def _with_news(images: Images, task: Task) -> Images:
