@@ -29,6 +29,8 @@ from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
 from lifelist.training.rebalance import REBALANCE, Increment
 
+UNBALANCED = 20  # times as many images of one class as of another that is learned with it
+
 
 def _ignore(event: Event) -> None:
     """Nobody listens."""
@@ -76,6 +78,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
 
     replayed = material.training if method.replays else _with_news(material.training, task)
     rows = material.rows(task, replayed)
+    _compare_counts(task, method, run)
     schedule = schedules.increment if n else schedules.base
     phase = Phase(
         name="main",
@@ -166,6 +169,20 @@ def _sound_alarm(per_class: Mapping[str, float | None], task: Task, heads: Seque
     worst = evaluate.worst_group(per_class, [list(itertools.islice(ids, size)) for size in heads])
     if worst is not None and len(task.class_ids) > 1 and worst < 1 / len(task.class_ids):
         run.warn("group.collapsed", f"the classes of one increment are right in {worst:.1%} only; see per_class")
+
+
+def _compare_counts(task: Task, method: Method, run: Run) -> None:
+    """Warn before training if a class may be drowned by another: every image counts the same in the loss (B19)."""
+    names = {c.id: c.name for c in (*task.old, *task.new)}
+    counts = {class_id: int(task.of(class_id, TRAINING).sum()) for class_id in task.with_news}
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if method.answers_by == "linear" and counts[many] >= UNBALANCED * counts[few]:
+        run.warn(
+            "classes.unbalanced",
+            f"{names[few]} has {counts[few]} images to train on, {names[many]} {counts[many]}: in a short training "
+            f"{task.options.method} may not learn to answer {names[few]}. Send more images of it, or choose method "
+            "icarl, which answers by nearest mean",
+        )
 
 
 def _tell_alike(predicted: Tensor, rows: Tensor, task: Task, run: Run) -> None:

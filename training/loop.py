@@ -201,7 +201,10 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     a CPU as one that was not. The network is in eval mode afterwards.
     """
     if len(phase.rows) < 2:
-        raise Failed(f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2")
+        raise Failed(
+            f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2. "
+            "Add images, or choose a method that replays exemplars, such as bic"
+        )
     phase = replace(phase, schedule=fitted(phase.schedule, len(phase.rows)))
     optimiser = torch.optim.SGD(_groups(network, phase.schedule), lr=0.1, momentum=phase.schedule.momentum)
     random = {what: seeded(run.options.seed, phase.name, phase.n, what) for what in ("order", "augment", "noise")}
