@@ -112,6 +112,7 @@ def test_seven_images_beside_a_thousand_are_answered_or_it_is_said_what_to_use(m
     per_class = learned.evaluation[METHODS[method].answers_by]["per_class"]
     assert per_class["3"] >= 0.8
     assert len(learned.exemplars[4]) == 6
+    assert not any("taken for one another" in message for message in learned.warnings)  # it is the counts, and no twin
     said = [message for message in learned.warnings if "4 has 6 images to train on, 3 900" in message]
     if METHODS[method].answers_by == "nearest_mean":
         assert said == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from parts_rollout import LENIENT, add, learn, pictures, prepared
 
-from lifelist.deploy import enrol, examples, rollout
+from lifelist.deploy import enrol, examples, report_page, rollout
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.settings import ExampleOptions
 from lifelist.deploy.workshop import Workshop, memory
@@ -60,6 +60,8 @@ def test_new_images_of_a_trained_class_wait_and_are_learned_without_a_new_class(
     assert checks["new_class_accuracy"] == "no class is new"
     assert checks["classes"] == "2 classes: 2 of live and 0 new"
     assert waiting(workshop) == []
+    page = report_page.write(workshop, ended.id, tmp_path / "page.html")
+    assert "red" in page.read_text()
     with pytest.raises(Conflict, match=r"\['red'\] are trained already, in version 2, and have no new images"):
         rollout.start(workshop, ["red"])
 
