@@ -186,10 +186,8 @@ def weight_aligning(network: Network, increment: Increment) -> None:
     """WA: new rows are scaled so that their mean length is that of the old ones (Zhao et al. 2020, eq. 6 and 7).
 
     gamma = mean‖w_old‖ / mean‖w_new‖; biases stay. The aligned network is what is served, kept, and distilled from.
-    Without a new class there is nothing to align.
+    Without a new class there is no row to scale.
     """
-    if increment.n == network.classes:
-        return
     weight = network.head.weight
     gamma = weight[: increment.n].norm(dim=1).mean() / weight[increment.n :].norm(dim=1).mean()
     weight[increment.n :] *= gamma
