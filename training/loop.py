@@ -235,7 +235,7 @@ def train(network: Network, phase: Phase, run: Run) -> None:
 
 
 def guessing(phase: Phase, classes: int) -> float:
-    """The loss of a network that answers 0 for every output: it has learned nothing. Of a thousand images of a phase."""
+    """The loss of a network that answers 0 for every output, and has learned nothing; a thousand images will do."""
     rows = phase.rows[:: 1 + len(phase.rows) // 1000]
     student, teacher = torch.zeros(len(rows), classes), torch.zeros(len(rows), phase.n)
     return float(increment_loss(phase.method, student, teacher, rows, phase.heads, phase.refreshed).sum())
