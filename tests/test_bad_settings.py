@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from parts_rollout import NAMES, add, pictures, prepared, settings
 from parts_training import TINY, few
+from pydantic import ValidationError
 
 from lifelist.deploy import base, examples, rollout
 from lifelist.exporter.errors import BadSetting
+from lifelist.serving.options import ServingOptions
 from lifelist.training import data, experiment, increment
 from lifelist.training.exemplars import shares
 from lifelist.training.experiment import run_experiment
@@ -39,6 +41,12 @@ from lifelist.training.rebalance import LEAST_HOLDOUT
 def test_absurd_values_are_refused_with_the_limit(wrong: Mapping[str, Any], message: str) -> None:
     with pytest.raises(BadSetting, match=message):
         replace(TINY, **wrong)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan"), 10.0**9])
+def test_a_time_out_of_range_is_refused_with_the_limit(value: float) -> None:
+    with pytest.raises(ValidationError, match=r"read_timeout_s\n.*(greater than 0|less than or equal to 86400)"):
+        ServingOptions(read_timeout_s=value)
 
 
 def options(**changes: Any) -> TrainingOptions:
