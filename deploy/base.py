@@ -10,6 +10,7 @@ from lifelist.deploy.settings import Settings
 from lifelist.deploy.workshop import Look, Workshop, open_workshop, train_here
 from lifelist.exporter.errors import Conflict, Failed, Refused
 from lifelist.exporter.manifest import Manifest
+from lifelist.training.options import check
 from lifelist.training.sources import Encoded, class_names, encoded
 
 BUFFER = 256 * 2**20  # bytes of encoded images that are held while they are sorted by class
@@ -58,6 +59,7 @@ def make_base(settings: Settings, data: Path | str, on_event: OnEvent = _ignore)
     asked.check(workshop, wanted)
     seen = workshop.store.last_event_id()
     if not workshop.store.open_rollouts():
+        _check(settings, data)
         _add(workshop, data, wanted, on_event)
         rollout.start(workshop)
     tell()
@@ -66,6 +68,17 @@ def make_base(settings: Settings, data: Path | str, on_event: OnEvent = _ignore)
     if not ended:
         raise Conflict(f"another process is at work in {settings.home}; wait until it ends")
     return _outcome(workshop, ended[-1])
+
+
+def _check(settings: Settings, data: Path | str) -> None:
+    """BadSetting, before an image is decoded, if memory or batch do not do for the classes and images of `data`."""
+    classes: set[str] = set()
+    images = 0
+    for image in encoded(data):
+        if image.split != "test":
+            classes.add(image.class_name)
+            images += 1
+    check(settings.training, classes=len(classes), images=images)
 
 
 def _outcome(workshop: Workshop, ended: Rollout) -> Manifest:

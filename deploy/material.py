@@ -1,6 +1,7 @@
 """What an increment is given: images by their roles, the teacher and its memory, out of the store and the registry."""
 
 import dataclasses
+from collections import Counter
 
 import torch
 
@@ -18,11 +19,17 @@ from lifelist.training.options import TrainingOptions
 def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | None]:
     """What training is given, and the version that it learns from: what is live now. Failed if it cannot go on."""
     live, store = workshop.live, workshop.store
-    new = store.classes(rollout.class_ids)
-    if live and (again := [c.name for c in new if c.id in {entry.id for entry in live.trained}]):
-        raise Failed(f"classes {again} were trained by another increment meanwhile: version {live.version} has them")
+    trained = {entry.id for entry in live.trained} if live else set()
+    named = store.classes(rollout.class_ids)
+    new, refreshed = [c for c in named if c.id not in trained], [c for c in named if c.id in trained]
+    chosen = examples.waiting(workshop, live, rollout.class_ids)
+    news = Counter(example.class_id for example in chosen if example.role == "training")
+    if live and (again := [c.name for c in refreshed if not news[c.id]]):
+        raise Failed(
+            f"classes {again} were trained by another increment meanwhile: version {live.version} has learned from all "
+            "of their images"
+        )
     options = _options(workshop.settings.training, rollout.method, live)
-    chosen = examples.kept(store, rollout.class_ids)
     if live:
         kept = {example.sha256: example for example in examples.kept(store, [entry.id for entry in live.trained])}
         lists_of = memory(workshop.registry, live)
@@ -33,7 +40,8 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
             for digest in digests
             if digest in kept
         ]
-        chosen = [*remembered, *(e for e in kept.values() if e.role == "gate"), *chosen]
+        judged = [example for example in kept.values() if example.role == "gate"]
+        chosen = [*remembered, *judged, *(e for e in chosen if not (e.class_id in trained and e.role == "gate"))]
     images = examples.pixels(
         workshop, [e.sha256 for e in chosen], examples.decoding(options.image_size, options.resized_to)
     )
@@ -41,6 +49,7 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
         options=options,
         old=tuple(Class(entry.id, entry.name) for entry in live.trained) if live else (),
         new=tuple(Class(known.id, known.name) for known in new),
+        refreshed={known.id: news[known.id] for known in refreshed},
         heads=_heads(live),
         images=Images(
             torch.from_numpy(images),

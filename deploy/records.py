@@ -29,7 +29,7 @@ class Rollout:
     state: str
     method: str  # as it was asked for
     request_key: str | None
-    class_ids: tuple[int, ...]  # the new classes, in order of arrival
+    class_ids: tuple[int, ...]  # of the classes that bring images, new or known, in order of arrival
     cancel_requested: bool
     facts: Mapping[str, Any]
     reason: str | None  # why it was rejected, failed or cancelled

@@ -274,6 +274,36 @@ def test_order_and_grouping_of_increments_do_not_matter(method: str, increments:
     assert one.evaluation["linear"]["per_class"] == two.evaluation["linear"]["per_class"]
 
 
+@pytest.mark.parametrize("method", FROZEN)
+def test_new_images_of_a_known_class_join_its_sums_and_its_exemplars_are_not_counted_again(method: str) -> None:
+    whole = taught(method, memory=60)[0][0]
+    later = whole.of(1, TRAINING).nonzero()[5:, 0]
+    at_first = torch.ones(len(whole.images), dtype=torch.bool).index_fill(0, later, False)
+    before = learn(replace(whole, images=whole.images.take(at_first), roles=whole.roles[at_first]))
+    place = {image_id: k for k, image_id in enumerate(whole.images.ids)}
+    which = torch.cat([torch.tensor([place[i] for ids in before.exemplars.values() for i in ids]), later])
+    task = replace(
+        whole,
+        old=whole.new,
+        new=(),
+        refreshed={1: len(later)},
+        heads=before.heads,
+        teacher=before.checkpoint,
+        statistics=before.statistics,
+        mean=before.mean,
+        std=before.std,
+        images=whole.images.take(which),
+        roles=whole.roles[which],
+    )
+    after = learn(task)
+    assert before.exemplars[1]
+    assert after.statistics is not None
+    found, wanted = from_bytes(after.statistics, 64)[1], Sums.of(*everything([1], after)[1])
+    assert found.count == wanted.count
+    assert torch.allclose(found.products, wanted.products, rtol=1e-6)
+    assert torch.allclose(after.means[1], wanted.mean, atol=1e-6)
+
+
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("method", FROZEN)
 def test_class_means_are_those_of_every_image_ever_seen(method: str, flip: bool) -> None:

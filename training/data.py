@@ -14,7 +14,7 @@ from torch import Tensor
 from lifelist.exporter.errors import BadInput
 from lifelist.exporter.manifest import Preprocess
 from lifelist.exporter.preprocess import decode
-from lifelist.training.options import TrainingOptions
+from lifelist.training.options import TrainingOptions, check
 from lifelist.training.sources import Encoded, class_names, encoded
 
 TRAINING, HOLDOUT, GATE = 0, 1, 2  # roles of an image, as images.safetensors stores them
@@ -50,7 +50,8 @@ class Dataset:
 
 
 def read(source: Path | str, options: TrainingOptions) -> Dataset:
-    """Decode every image of `source` as serving would (exporter/preprocess.py). BadInput says which one is wrong.
+    """Decode every image of `source` as serving would (exporter/preprocess.py). BadInput says which one is wrong;
+    BadSetting, before any is decoded, if the memory is too small for so many classes.
 
     An image that stands there more than once is taken once, as what it was first: public data sets have such images,
     even under two classes (CIFAR-100: a girl who is a baby). `left_out` lists them.
@@ -69,9 +70,10 @@ def read(source: Path | str, options: TrainingOptions) -> Dataset:
         other = first.setdefault(hashlib.sha256(image.data).hexdigest(), image)
         if other is not image:
             left_out.append(f"{image.where} ({image.class_name}) is {other.where} ({other.class_name})")
+    names = class_names(first.values())
+    check(options, classes=len(names))  # before the work of decoding
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(decoded, first.values())))
-    names = class_names(first.values())
     number = {name: k for k, name in enumerate(names)}
     labels = torch.tensor([number[image.class_name] for image in first.values()])
     test = torch.tensor([image.split == "test" for image in first.values()])

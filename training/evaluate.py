@@ -98,6 +98,37 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
     return sum(drops) / len(drops) if drops else None
 
 
+def alike(
+    predicted: Tensor, rows: Tensor, new: Sequence[int], *, least_images: int = 8
+) -> list[tuple[int, int, int, int]]:
+    """Pairs of classes that are taken for one another as often as by chance: (row, row, images confused, images).
+
+    A pair is told if one of it is in `new`, it has `least_images` together and two of each, and
+
+    - nine tenths of its images are answered by one of the two: it is this pair that is confused, and with nothing else;
+    - which of the two they are hardly decides which of them is answered: the shares that are right of each add up to at
+      most 1.25. By chance, or if all are taken for one, they add up to 1; a sound classifier comes close to 2;
+    - of the other images, seven tenths are right, and there are as many: a network that knows little confuses anything.
+
+    predicted, rows: N int64 rows of the last layer.
+    """
+    classes = 1 + int(torch.cat([predicted, rows]).max()) if len(rows) else 0
+    counts = torch.bincount(rows * classes + predicted, minlength=classes**2).view(classes, classes)
+    shown, right = counts.sum(1).tolist(), counts.diagonal().tolist()
+    found = []
+    for a, b in (counts + counts.T).triu(1).nonzero().tolist():  # of all pairs, those that were confused at all
+        images, others = shown[a] + shown[b], len(rows) - shown[a] - shown[b]
+        if not {a, b} & set(new) or images < least_images or min(shown[a], shown[b]) < 2 or others < least_images:
+            continue
+        confused = int(counts[a, b] + counts[b, a])
+        only_this_pair = right[a] + right[b] + confused >= 0.9 * images
+        by_chance = right[a] / shown[a] + right[b] / shown[b] <= 1.25
+        knows_the_rest = sum(right) - right[a] - right[b] >= 0.7 * others
+        if only_this_pair and by_chance and knows_the_rest:
+            found.append((a, b, confused, images))
+    return found
+
+
 def worst_group(per_class: Mapping[str, float | None], heads: Sequence[Sequence[int]]) -> float | None:
     """The lowest mean accuracy of an increment's classes: 0 means that one has collapsed (methods.md B18)."""
     groups = [[v for c in ids if (v := per_class.get(str(c))) is not None] for ids in heads]

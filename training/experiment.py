@@ -21,8 +21,8 @@ from lifelist.training.checkpoint import write_atomically
 from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_on_arrival
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
-from lifelist.training.methods import METHODS, possible
-from lifelist.training.options import TrainingOptions
+from lifelist.training.methods import METHODS, certainly_trains, possible
+from lifelist.training.options import TrainingOptions, check
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
 
@@ -131,6 +131,7 @@ def run_experiment(
     dataset = _in_order(dataset, arrival)
     roles = _roles(dataset, options)
     groups = _numbered(groups)
+    _check(dataset, roles, groups, options)
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         _claim(root, options, groups, dataset)
@@ -233,6 +234,20 @@ def _in_order(dataset: Dataset, order: Sequence[int]) -> Dataset:
     number[torch.tensor(order)] = torch.arange(len(order))
     images = Images(dataset.images.pixels, number[dataset.images.labels], dataset.images.ids)
     return replace(dataset, images=images, names=tuple(dataset.names[c] for c in order))
+
+
+def _check(dataset: Dataset, roles: torch.Tensor, groups: Sequence[Sequence[int]], options: TrainingOptions) -> None:
+    """BadSetting, before anything is trained, if the options do not do for one of the increments."""
+    counts = torch.bincount(dataset.images.labels[roles == TRAINING], minlength=len(dataset.names)).tolist()
+    rows = possible(options.method)
+    check(options, classes=len(dataset.names))  # the last increment needs the largest memory
+    for k, group in enumerate(groups):
+        before = [c for earlier in groups[:k] for c in earlier]
+        old = [counts[c] for c in before] if any(row.replays for row in rows) else []
+        share = max(counts) if any(row.keeps_all for row in rows) else options.quota(len(before))
+        images = sum(counts[c] for c in group) + sum(min(count, share) for count in old)
+        trains = certainly_trains(options.method, len(before))
+        check(options, classes=len(before) + len(group), images=images if trains else None)
 
 
 def _numbered(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

@@ -1,4 +1,7 @@
-"""The story of one increment: from a teacher and images of new classes to a student that knows both."""
+"""The story of one increment: from a teacher and images of new classes to a student that knows both.
+
+A class that is known and brings new images is *refreshed*: it keeps its row, and its images count as new ones do.
+"""
 
 import importlib.metadata
 import itertools
@@ -27,6 +30,8 @@ from lifelist.training.options import TrainingOptions
 from lifelist.training.rebalance import REBALANCE, Increment
 from lifelist.training.statistics import Statistics, Sums, add, as_bytes, from_bytes
 
+UNBALANCED = 20  # times as many images of one class as of another that is learned with it
+
 
 def _ignore(event: Event) -> None:
     """Nobody listens."""
@@ -36,7 +41,7 @@ def _ignore(event: Event) -> None:
 class Material:
     """The images of an increment by what they are for; rows of the last layer instead of class ids."""
 
-    training: Images  # exemplars, best first, and all training images of new classes
+    training: Images  # exemplars, best first, and all training images of new and refreshed classes
     holdout: Images  # as many of each class
     gate: Images
 
@@ -47,7 +52,7 @@ class Material:
 
 
 def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event], None] = _ignore) -> Learned:
-    """Learn the new classes of `task` without forgetting the old ones, as its method's row says.
+    """Learn what is new in `task` without forgetting the old classes, as its method's row says.
 
     folder    where a checkpoint is kept after every epoch; the same call resumes from there. None: in memory only
     on_event  gets a dict for every epoch and warning; see loop.train
@@ -66,7 +71,8 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         tell({"kind": "method", "method": name, "reason": reason})
     method = METHODS[name]
     schedules, n, m = method.schedules[options.schedule], len(task.old), len(task.new)
-    heads = (*task.heads, m)
+    heads = (*task.heads, m) if m else task.heads
+    refreshed = [row for row, c in enumerate(task.old) if c.id in task.refreshed]
     material = sort_images(task, method)
     if task.mean is not None and task.std is not None:
         mean, std = task.mean, task.std
@@ -75,8 +81,9 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     run = start(options, mean=mean, std=std, fingerprint=task.fingerprint, folder=folder, tell=tell)
     student, teacher = _student_and_teacher(task, method, run)
 
-    replayed = material.training if method.replays else _without_old(material.training, task)
+    replayed = material.training if method.replays else _with_news(material.training, task)
     rows = material.rows(task, replayed)
+    _compare_counts(task, name, run)
     schedule = schedules.increment if n else schedules.base
     phase = Phase(
         name="main",
@@ -87,6 +94,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         n=n,
         heads=distillation_heads(task.heads),
         teacher=teacher if method.distils else None,
+        refreshed=refreshed,
     )
     if not (n and method.frozen):
         train(student, phase, run)
@@ -101,6 +109,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
             schedules=schedules,
             run=run,
             n=n,
+            refreshed=refreshed,
             heads=heads,
             pixels=phase.pixels,
             rows=rows,
@@ -120,6 +129,13 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     }
     evaluation = {k: evaluate.accuracy(v, gate_rows, task.class_ids, n) for k, v in answers.items()}
     _sound_alarm(evaluation[method.answers_by]["per_class"], task, heads, run)
+    unseen = torch.cat([raw, evaluate.features(student, material.holdout.pixels, run)])
+    _tell_alike(
+        evaluate.by_nearest_mean(unseen, means),
+        torch.cat([gate_rows, material.rows(task, material.holdout)]),
+        task,
+        run,
+    )
     return Learned(
         checkpoint=pack(student.state_dict()),
         class_ids=task.class_ids,
@@ -145,16 +161,15 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
 def sort_images(task: Task, method: Method) -> Material:
     """Which images an increment trains on, corrects its bias with, and is judged by: three sets without overlap.
 
-    Of an old class, no more exemplars than its share of the memory; of the hold-out, the same count of every class,
-    old and new (B6), as large as the memory and the class with the fewest allow.
+    Of an old class without new images, no more exemplars than its share of the memory; of the hold-out, the same count
+    of every class, old and new (B6), as large as the memory and the class with the fewest allow.
     """
     exemplars, held = shares(task.options, len(task.old), reserved=task.reserved)
-    old = {c.id for c in task.old}
     training, holdout = [], []
     available = min(int(task.of(c, HOLDOUT).sum()) for c in task.class_ids)
     for class_id in task.class_ids:
         which = task.of(class_id, TRAINING).nonzero()[:, 0]
-        training.append(which[:exemplars] if class_id in old and not method.keeps_all else which)
+        training.append(which if class_id in task.with_news or method.keeps_all else which[:exemplars])
         holdout.append(task.of(class_id, HOLDOUT).nonzero()[:, 0][: min(held, available)])
     images = task.images
     return Material(images.take(torch.cat(training)), images.take(torch.cat(holdout)), images.take(task.roles == GATE))
@@ -168,8 +183,37 @@ def _sound_alarm(per_class: Mapping[str, float | None], task: Task, heads: Seque
         run.warn("group.collapsed", f"the classes of one increment are right in {worst:.1%} only; see per_class")
 
 
-def _without_old(images: Images, task: Task) -> Images:
-    return images.take(torch.isin(images.labels, torch.tensor([c.id for c in task.new])))
+def _compare_counts(task: Task, name: str, run: Run) -> None:
+    """Warn before training if a class may be drowned by another: every image counts the same in the loss (B19)."""
+    names = {c.id: c.name for c in (*task.old, *task.new)}
+    counts = {class_id: int(task.of(class_id, TRAINING).sum()) for class_id in task.with_news}
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    method = METHODS[name]
+    if method.answers_by == "linear" and not method.frozen and counts[many] >= UNBALANCED * counts[few]:
+        run.warn(
+            "classes.unbalanced",
+            f"{names[few]} has {counts[few]} images to train on, {names[many]} {counts[many]}: in a short training "
+            f"{name} may not learn to answer {names[few]}. Send more images of it, or choose method "
+            "icarl, which answers by nearest mean",
+        )
+
+
+def _tell_alike(predicted: Tensor, rows: Tensor, task: Task, run: Run) -> None:
+    """Warn of a new class that cannot be told from another, by images that were not trained on.
+
+    predicted: by nearest mean, whatever the method: a linear answer may prefer one class for the count of its images.
+    """
+    names = [c.name for c in (*task.old, *task.new)]
+    for a, b, confused, count in evaluate.alike(predicted, rows, range(len(task.old), len(names))):
+        run.warn(
+            "classes.alike",
+            f"{names[a]} and {names[b]} are taken for one another in {confused} of {count} images, as often as by "
+            "chance: if they are one class under two names, go back to the version before, and add images under one",
+        )
+
+
+def _with_news(images: Images, task: Task) -> Images:
+    return images.take(torch.isin(images.labels, torch.tensor(task.with_news)))
 
 
 def _near(pixels: Tensor, run: Run) -> Tensor:
@@ -190,7 +234,8 @@ def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network,
         )
     else:
         student = teacher.copy()
-        student.grow(m, seeded(options.seed, "new rows", n))
+        if m:
+            student.grow(m, seeded(options.seed, "new rows", n))
     for module in (student, teacher):
         if module is not None:
             module.to(device=run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -198,7 +243,7 @@ def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network,
 
 
 def _statistics(student: Network, task: Task, run: Run) -> Statistics:
-    """Of every class: what the teacher's version has, and those of the new images.
+    """Of every class: what the teacher's version has, and those of all new images.
 
     A version whose backbone was trained has none: its exemplars then stand for all images of old classes. BadInput if
     a class has no exemplar either.
@@ -211,9 +256,11 @@ def _statistics(student: Network, task: Task, run: Run) -> Statistics:
             f"the live version has neither statistics nor exemplars of classes {', '.join(gone)}, so "
             "a method whose backbone is frozen cannot answer them; choose one that trains, such as wa"
         )
-    for c in (*lacking, *task.new):
-        pixels = task.images.take(task.of(c.id, TRAINING)).pixels
-        found = add(found, c.id, Sums.of(*_views(student, pixels, run)))
+    for class_id in dict.fromkeys((*(c.id for c in lacking), *task.with_news)):
+        pixels = task.images.take(task.of(class_id, TRAINING)).pixels
+        if class_id in known:  # which its exemplars are part of
+            pixels = pixels[-task.refreshed[class_id] :]
+        found = add(found, class_id, Sums.of(*_views(student, pixels, run)))
     if lacking:
         run.warn(
             "statistics.from-exemplars",
@@ -234,11 +281,11 @@ def _remember(
 ) -> tuple[dict[int, tuple[str, ...]], Tensor]:
     """(exemplars of each class, best first; class means C×D).
 
-    An old class was ranked when it came, and keeps a prefix of that; a new one is ranked now, once. The means are of
-    the exemplars, with the new network, for every class (Rebuffi et al. 2017, section 2.2); with statistics, of every
-    image ever seen.
+    An old class was ranked when it last brought images, and keeps a prefix of that; one that brings some is ranked now,
+    its exemplars among them. The means are of the exemplars, with the new network, for every class (Rebuffi et al.
+    2017, section 2.2); with statistics, of every image ever seen.
     """
-    options, old = task.options, {c.id for c in task.old}
+    options = task.options
     share, _ = shares(options, len(task.class_ids), reserved=task.reserved)
     kept: dict[int, tuple[str, ...]] = {}
     means = []
@@ -246,7 +293,7 @@ def _remember(
         images = task.images.take(task.of(class_id, TRAINING))
         count = len(images) if method.keeps_all else min(share, len(images))
         ranked = images
-        if class_id not in old and count:
+        if class_id in task.with_news and count:
             raw = evaluate.features(student, images.pixels, run)
             lot = seeded(options.seed, "exemplars", class_id)
             ranked = images.take(SELECTIONS[options.selection](evaluate.unit(raw), count, lot))

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ from lifelist.exporter.errors import BadInput, Corrupt
 from lifelist.exporter.manifest import AnswerKind, BiasCorrection
 from lifelist.training.checkpoint import pack, unpack, write_atomically
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Colour, Images
-from lifelist.training.options import TrainingOptions
+from lifelist.training.methods import certainly_trains, possible
+from lifelist.training.options import TrainingOptions, check
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Task:
     images: Images
     roles: Tensor  # N uint8: 0 training (of old classes: their exemplars, best first), 1 hold-out, 2 gate
     old: tuple[Class, ...] = ()
+    refreshed: Mapping[int, int] = field(default_factory=dict)  # id of an old class → how many of its images are new
     heads: tuple[int, ...] = ()  # how many classes each earlier increment brought, in row order
     teacher: bytes | None = None  # the parent's checkpoint, unfolded; None for a base
     statistics: bytes | None = None  # the parent's (statistics.py); None if its backbone has just been trained
@@ -58,8 +60,8 @@ class Task:
 
     def __post_init__(self) -> None:
         ids = self.class_ids
-        if not self.new:
-            raise BadInput("an increment needs at least one new class; this one has none")
+        if not self.new and not self.refreshed:
+            raise BadInput("an increment needs at least one new class, or new images of a known one; this one has none")
         if len(set(ids)) != len(ids):
             raise BadInput(f"a class id stands twice among old and new classes: {ids}; ids are given once")
         if (self.teacher is None) != (not self.old) or sum(self.heads) != len(self.old):
@@ -67,6 +69,8 @@ class Task:
                 f"{len(self.old)} old classes need a teacher and heads that sum to as many; "
                 f"got {'a' if self.teacher else 'no'} teacher and heads {self.heads}"
             )
+        if unknown := sorted(set(self.refreshed) - {c.id for c in self.old}):
+            raise BadInput(f"refreshed classes should be old ones, {[c.id for c in self.old]}; {unknown} are not")
         if self.bias is not None and not 0 <= self.bias.first_row < self.bias.last_row <= len(self.old):
             raise BadInput(
                 f"the teacher's correction is of rows that it does not have: {self.bias}; it has {len(self.old)}"
@@ -87,12 +91,21 @@ class Task:
             )
         if len(set(self.images.ids)) != len(self.images):
             raise BadInput("an image stands twice: an image plays one role, once and for good")
-        missing = [c for c in self.new if not bool(self.of(c.id, TRAINING).any())]
+        named = [*(c for c in self.old if c.id in self.refreshed), *self.new]
+        missing = [c for c in named if not bool(self.of(c.id, TRAINING).any())]
         if missing:
             raise BadInput(
-                f"increment names classes {[c.id for c in self.new]} but has no training images of "
+                f"increment names classes {[c.id for c in named]} but has no training images of "
                 f"{', '.join(f'{c.id} ({c.name})' for c in missing)}; add images, or leave it out"
             )
+        for class_id, count in self.refreshed.items():
+            if not 1 <= count <= (found := int(self.of(class_id, TRAINING).sum())):
+                raise BadInput(f"class {class_id} should bring 1 … {found} new training images, not {count}")
+        replays = any(row.replays for row in possible(self.options.method))
+        shown = torch.isin(self.images.labels, torch.tensor(ids if replays else self.with_news))
+        images = int((shown & (self.roles == TRAINING)).sum())
+        trains = certainly_trains(self.options.method, len(self.old))
+        check(self.options, classes=len(ids), images=images if trains else None)
 
     @property
     def class_ids(self) -> tuple[int, ...]:
@@ -102,6 +115,11 @@ class Task:
     def of(self, class_id: int, role: int) -> Tensor:
         """Mask, N bool: the images of a class in a role."""
         return (self.images.labels == class_id) & (self.roles == role)
+
+    @property
+    def with_news(self) -> tuple[int, ...]:
+        """Ids of the classes that bring images: refreshed ones, then new ones."""
+        return (*self.refreshed, *(c.id for c in self.new))
 
     @property
     def reserved(self) -> bool:
@@ -161,6 +179,7 @@ def _as_json(task: Task) -> dict[str, Any]:
         "options": task.options.as_dict(),
         "old": [dataclasses.asdict(c) for c in task.old],
         "new": [dataclasses.asdict(c) for c in task.new],
+        "refreshed": {str(class_id): count for class_id, count in task.refreshed.items()},
         "heads": list(task.heads),
         "teacher_sha256": _sha256(task.teacher),
         "statistics_sha256": _sha256(task.statistics),
@@ -187,6 +206,7 @@ def read_task(folder: Path) -> Task:
             options=TrainingOptions.from_dict(job["options"]),
             old=tuple(Class(c["id"], c["name"]) for c in job["old"]),
             new=tuple(Class(c["id"], c["name"]) for c in job["new"]),
+            refreshed={int(class_id): count for class_id, count in job["refreshed"].items()},
             heads=tuple(job["heads"]),
             teacher=files["teacher.safetensors"] if job["old"] else None,
             statistics=files.get("statistics.safetensors"),

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from lifelist.training.options import Precision, TrainingOptions
 SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
 FEW_STEPS = 32  # in an epoch: fewer are short
 SMALLEST_IMAGE = 16  # pixels in each direction, below which no image is zoomed out
+HOPELESS = 1000.0  # times the loss of guessing: no training came back from there; from 100 times, some did
 SMALLEST_SHARE = 8192  # pixels: of fewer, a core spends its time on calls rather than on arithmetic
 
 log = logging.getLogger(__name__)
@@ -123,6 +124,7 @@ class Phase:
     n: int  # outputs that count as old
     heads: Sequence[slice]  # the old outputs, cut for distillation
     teacher: Teacher | None  # None where nothing is distilled
+    refreshed: Sequence[int] = ()  # old rows whose classes bring new images
 
 
 def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) -> Schedule:
@@ -200,7 +202,10 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     a CPU as one that was not. The network is in eval mode afterwards.
     """
     if len(phase.rows) < 2:
-        raise Failed(f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2")
+        raise Failed(
+            f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2. "
+            "Add images, or choose a method that replays exemplars, such as bic"
+        )
     phase = replace(phase, schedule=fitted(phase.schedule, len(phase.rows)))
     optimiser = torch.optim.SGD(_groups(network, phase.schedule), lr=0.1, momentum=phase.schedule.momentum)
     random = {what: seeded(run.options.seed, phase.name, phase.n, what) for what in ("order", "augment", "noise")}
@@ -208,11 +213,14 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     with forked, _Cores(network, phase, run) as cores:
         torch.manual_seed(random["noise"].initial_seed())  # dropout, in the networks that have it, draws from this one
         done = _resume(network, optimiser, random, phase, run)
+        limit = HOPELESS * guessing(phase, network.classes)
         seconds: list[float] = []
         for epoch in range(done, phase.schedule.epochs):
             began = time.monotonic()
             loss, images = _epoch(network, optimiser, random, phase, run, epoch, cores)
             seconds.append(time.monotonic() - began)
+            if not sum(loss.values()) <= limit:  # nor if it is no number
+                raise Failed(_diverged(loss, limit, epoch, phase))
             event = {
                 "kind": "epoch",
                 "phase": phase.name,
@@ -227,6 +235,21 @@ def train(network: Network, phase: Phase, run: Run) -> None:
             log.debug("epoch.finished", extra={"facts": event})
             run.tell(event)
     network.eval()
+
+
+def guessing(phase: Phase, classes: int) -> float:
+    """The loss of a network that answers 0 for every output, and has learned nothing; a thousand images will do."""
+    rows = phase.rows[:: 1 + len(phase.rows) // 1000]
+    student, teacher = torch.zeros(len(rows), classes), torch.zeros(len(rows), phase.n)
+    return float(increment_loss(phase.method, student, teacher, rows, phase.heads, phase.refreshed).sum())
+
+
+def _diverged(loss: Mapping[str, float], limit: float, epoch: int, phase: Phase) -> str:
+    terms = ", ".join(f"{term} {value:g}" for term, value in loss.items())
+    return (
+        f"training diverged in epoch {epoch + 1} of {phase.name!r}: the loss became {terms}; guessing gives "
+        f"{limit / HOPELESS:.3g} in all. A lower learning_rate may help: it went up to {phase.schedule.learning_rate:g}"
+    )
 
 
 class _Cores:
@@ -274,7 +297,7 @@ class _Cores:
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
             student = network.logits(images)
             teacher = phase.teacher(images) if phase.teacher else student.new_zeros(len(rows), phase.n)
-        terms = weight * increment_loss(phase.method, student, teacher, rows, phase.heads)
+        terms = weight * increment_loss(phase.method, student, teacher, rows, phase.heads, phase.refreshed)
         return terms.detach(), torch.autograd.grad(terms.sum(), self.parameters, materialize_grads=True)
 
 
@@ -321,8 +344,6 @@ def _epoch(
         total += terms * len(rows)
         images += len(rows)
     means = (total / images).tolist()
-    if not all(map(math.isfinite, means)):
-        raise Failed(f"the loss became {means} in epoch {epoch + 1} of {phase.name!r}; a lower learning_rate may help")
     return {term: round(value, 6) for term, value in zip(TERMS, means, strict=True)}, images
 
 

@@ -147,3 +147,8 @@ NAMES = (*METHODS, AUTO)
 def possible(name: str) -> tuple[Method, ...]:
     """The rows that a name may mean: one, or for "auto" any."""
     return (METHODS[name],) if name in METHODS else tuple(METHODS.values())
+
+
+def certainly_trains(name: str, n: int) -> bool:
+    """Whether an increment with n old classes trains a network for sure, rather than a closed form."""
+    return not n or not any(row.frozen for row in possible(name))

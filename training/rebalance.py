@@ -32,6 +32,7 @@ class Increment:
     schedules: Schedules
     run: Run
     n: int  # old classes
+    refreshed: Sequence[int] = ()  # old rows whose classes bring new images
     heads: tuple[int, ...]  # classes that each increment brought, this one included
     pixels: Tensor  # N×S×S×3 uint8: exemplars (best first) and new images, what training may see
     rows: Tensor  # N int64
@@ -47,12 +48,15 @@ def none(network: Network, increment: Increment) -> None:
     """The network answers as it was trained."""
 
 
-def bias_correction(network: Network, increment: Increment) -> BiasCorrection:
+def bias_correction(network: Network, increment: Increment) -> BiasCorrection | None:
     """BiC's second stage: one pair for the newest classes, all of the network frozen (Wu et al. 2019, section 4).
 
-    Pairs of earlier increments are not applied again: the student learnt them from its corrected teacher (B14).
+    Pairs of earlier increments are not applied again: the student learnt them from its corrected teacher (B14). For
+    the same reason there is none without a new class.
     """
     n, classes = increment.n, network.classes
+    if n == classes:
+        return None
     least = int(torch.bincount(increment.held_rows, minlength=classes).min())
     if least < LEAST_HOLDOUT:
         increment.run.warn(
@@ -162,17 +166,20 @@ def balanced_finetuning(network: Network, increment: Increment) -> None:
 def balanced_set(network: Network, increment: Increment) -> Tensor:
     """Numbers of the images to tune on: the same count of each class (E2), int64; none without exemplars.
 
-    The count is that of an old class's exemplars; a new class gives its best by herding with the network as it is
-    now. A class that has fewer images than the count shows them more than once.
+    The count is that of an old class's exemplars, or the memory's share where every old class is refreshed; a new or
+    refreshed class gives its best by herding with the network as it is now. A class that has fewer images than the
+    count shows them more than once.
     """
     counts = torch.bincount(increment.rows, minlength=network.classes)
-    wanted = int(counts[: increment.n].max()) if increment.n else 0
+    replayed = [row for row in range(increment.n) if row not in increment.refreshed]
+    wanted = max((int(counts[row]) for row in replayed), default=increment.run.options.quota(network.classes))
+    wanted = min(wanted, int(counts.max())) if increment.n else 0
     chosen = [torch.zeros(0, dtype=torch.int64)]
     for row, count in enumerate(counts.tolist()):
         if not wanted or not count:
             continue
         of_class = (increment.rows == row).nonzero()[:, 0]
-        if row >= increment.n:
+        if row not in replayed:
             raw = features(network, increment.pixels[of_class], increment.run)
             of_class = of_class[herd(unit(raw), min(wanted, count))]
         chosen.append(of_class.repeat(-(-wanted // len(of_class)))[:wanted])
@@ -184,6 +191,7 @@ def weight_aligning(network: Network, increment: Increment) -> None:
     """WA: new rows are scaled so that their mean length is that of the old ones (Zhao et al. 2020, eq. 6 and 7).
 
     gamma = mean‖w_old‖ / mean‖w_new‖; biases stay. The aligned network is what is served, kept, and distilled from.
+    Without a new class there is no row to scale.
     """
     weight = network.head.weight
     gamma = weight[: increment.n].norm(dim=1).mean() / weight[increment.n :].norm(dim=1).mean()
