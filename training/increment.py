@@ -68,7 +68,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     else:
         mean, std = colour_statistics(material.training.pixels)
     run = start(options, mean=mean, std=std, fingerprint=task.fingerprint, folder=folder, tell=tell)
-    student, teacher = _student_and_teacher(task, method, run)
+    student, teacher = student_and_teacher(task, method, run)
 
     replayed = material.training if method.replays else _without_old(material.training, task)
     rows = material.rows(task, replayed)
@@ -168,7 +168,7 @@ def _near(pixels: Tensor, run: Run) -> Tensor:
     return pixels
 
 
-def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network, Teacher | None]:
+def student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network, Teacher | None]:
     """The student starts from the teacher's *uncorrected* checkpoint; only the teacher's answers are corrected."""
     options, n, m = task.options, len(task.old), len(task.new)
     teacher = None if task.teacher is None else load_network(task.teacher, options, n)
@@ -199,13 +199,11 @@ def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[d
     for row, class_id in enumerate(task.class_ids):
         images = task.images.take(task.of(class_id, TRAINING))
         count = len(images) if method.keeps_all else min(share, len(images))
-        ranked = images
+        best_first = images
         if class_id not in old and count:
-            raw = evaluate.features(student, images.pixels, run)
-            lot = seeded(options.seed, "exemplars", class_id)
-            ranked = images.take(SELECTIONS[options.selection](evaluate.unit(raw), count, lot))
-        kept[class_id] = ranked.ids[:count]
-        shown = ranked.pixels[:count] if count else images.pixels  # no memory: a new class's images are still here
+            best_first = ranked(student, images, count, class_id, run)
+        kept[class_id] = best_first.ids[:count]
+        shown = best_first.pixels[:count] if count else images.pixels  # no memory: a new class's images are still here
         if len(shown):
             plain = evaluate.features(student, shown, run)
             mirrored = evaluate.features(student, shown, run, mirrored=True) if options.flip else None
@@ -214,6 +212,13 @@ def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[d
             run.warn("mean.from-weights", f"class {class_id} has no exemplar; its row of the last layer is its mean")
             means.append(evaluate.unit(student.head.weight[row].detach().float().cpu()))
     return kept, torch.stack(means)
+
+
+def ranked(student: Network, images: Images, count: int, class_id: int, run: Run) -> Images:
+    """The `count` best exemplars of a class, best first, as the option `selection` says."""
+    raw = evaluate.features(student, images.pixels, run)
+    lot = seeded(run.options.seed, "exemplars", class_id)
+    return images.take(SELECTIONS[run.options.selection](evaluate.unit(raw), count, lot))
 
 
 def load_network(checkpoint: bytes | Path, options: TrainingOptions, classes: int) -> Network:
