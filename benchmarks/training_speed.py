@@ -268,6 +268,7 @@ def _facts(asked: Asked, setting: Setting, rounds: Sequence[Round], workers: int
         "reference_accuracy": _mean(r.reference.linear for r in rounds),
         "small_images_accuracy": _mean(r.small.evaluation["linear"]["all"] for r in rounds),
         "images": images,
+        "selected": CLASSES * min(setting.task.options.quota(CLASSES), len(setting.images) // CLASSES),
         "epochs": asked.epochs,
         "repeats": asked.repeats,
     }
@@ -276,23 +277,22 @@ def _facts(asked: Asked, setting: Setting, rounds: Sequence[Round], workers: int
         "seconds": {
             "reference": round(median(lambda r: r.reference.seconds), 2),
             "ours": round(median(lambda r: r.ours.seconds), 2),
-            "ours, small images first": round(median(lambda r: r.small.seconds), 2),
+            "small": round(median(lambda r: r.small.seconds), 2),
         },
         "phases": {
             "reference": phases(lambda r: r.reference.parts),
             "ours": phases(lambda r: r.phases),
-            "ours, small images first": phases(lambda r: r.small_phases),
+            "small": phases(lambda r: r.small_phases),
         },
         "accuracies": {
             "reference": [[r.reference.linear, r.reference.nearest_mean] for r in rounds],
             "ours": [[r.ours.evaluation[a]["all"] for a in ("linear", "nearest_mean")] for r in rounds],
-            "ours, small images first": [
-                [r.small.evaluation[a]["all"] for a in ("linear", "nearest_mean")] for r in rounds
-            ],
+            "small": [[r.small.evaluation[a]["all"] for a in ("linear", "nearest_mean")] for r in rounds],
         },
         "bias": {
             "reference": [[r.reference.alpha, r.reference.beta] for r in rounds],
             "ours": [[r.ours.bias.alpha, r.ours.bias.beta] for r in rounds if r.ours.bias],
+            "small": [[r.small.bias.alpha, r.small.bias.beta] for r in rounds if r.small.bias],
         },
         "data": asked.data,
         "image_size": asked.image_size,
@@ -301,6 +301,7 @@ def _facts(asked: Asked, setting: Setting, rounds: Sequence[Round], workers: int
         "machine": {
             "processor": processor(),
             "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
             "load": [round(load, 1) for load in os.getloadavg()],
             "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "cpu",
             "torch": torch.__version__,
