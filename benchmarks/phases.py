@@ -11,7 +11,6 @@ import torch
 
 from lifelist.training import data, evaluate, increment, loop, network, rebalance
 
-NETWORKS = ("student forward", "backward", "teacher")  # arithmetic of the networks, in training
 PHASES: tuple[tuple[str, Any, str], ...] = (
     ("augment", data.Augmentation, "__call__"),
     ("augment", torch.nn.functional, "interpolate"),
@@ -26,7 +25,7 @@ PHASES: tuple[tuple[str, Any, str], ...] = (
     ("evaluation", evaluate, "features"),
     ("evaluation", evaluate, "accuracy"),
 )
-NAMES = (*dict.fromkeys(name for name, _, _ in PHASES), "export", "other")
+NAMES = (*dict.fromkeys(name for name, _, _ in PHASES), "other")
 
 
 class Profile:

@@ -49,7 +49,7 @@ def phase_rows(facts: Facts) -> list[tuple[str, ...]]:
     whole, small_whole = sum(ours.values()), sum(small.values())
     return [
         (name, f"{ours[name]:.2f}", f"{ours[name] / whole:.1%}", f"{small[name]:.2f} ({small[name] / small_whole:.1%})")
-        for name in NAMES
+        for name in (*NAMES, "export")
     ]
 
 
@@ -76,8 +76,8 @@ def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
     yield (
         "The reference (`benchmarks/reference.py`) is PyCIL's pattern: each image by PIL in a DataLoader "
         f"({facts['workers']} workers, the best of 0, 2, 4 unless given), float32 NCHW, the accuracy on all training "
-        "and test images after every epoch of both stages, stage 2 by SGD through the network, herding in a Python "
-        f"loop. Without its evaluation after each epoch the ratio is {line['ratio_without_evaluation']:.2f}. Ours "
+        "and test images after every epoch, herding in a Python loop; and FACIL's stage 2, SGD through the network. "
+        f"Without its evaluation after each epoch the ratio is {line['ratio_without_evaluation']:.2f}. Ours "
         f"computes in {facts['precision']}. *Small images first*: the `short` schedule with as many epochs."
     )
     yield ""

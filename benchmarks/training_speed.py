@@ -96,7 +96,7 @@ class Setting:
 def measure(asked: Asked, tell: Callable[[str], None]) -> Facts:
     """Everything that the page shows. tell: gets a line of progress now and then."""
     tell("a teacher of ten classes, for both")
-    setting = _setting(asked)
+    setting = prepare(asked)
     workers = asked.workers
     if workers is None:
         workers = reference.best_workers(given(setting, workers=0))
@@ -109,7 +109,8 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> Facts:
     return _facts(asked, setting, rounds, workers)
 
 
-def _setting(asked: Asked) -> Setting:
+def prepare(asked: Asked) -> Setting:
+    """Read the images, give each its role, and train the base. BadInput if there are too few classes."""
     options = asked.options()
     dataset = read(asked.data, options)
     if len(dataset.names) < CLASSES:
@@ -165,12 +166,13 @@ def _round(setting: Setting, *, seed: int, workers: int) -> Round:
     ours, phases, trained = _ours(setting.task)
     other = reference.run(given(setting, workers=workers))
     small, small_phases, _ = _ours(replace(setting.task, options=replace(options, schedule="short")))
+    export = {"export": export_seconds(setting.task, ours)}
     return Round(
         ours=ours,
-        phases=phases,
+        phases=phases | export,
         trained=trained,
         small=small,
-        small_phases=small_phases,
+        small_phases=small_phases | export,
         reference=other,
         floor=floor(setting),
         selection=selection(setting, ours),
@@ -178,20 +180,23 @@ def _round(setting: Setting, *, seed: int, workers: int) -> Round:
 
 
 def _ours(task: Task) -> tuple[Learned, dict[str, float], tuple[float, float]]:
-    """(the increment, seconds by phase with the export at the end, (images, seconds) of its epochs)."""
+    """(the increment, seconds by phase, (images, seconds) of its epochs)."""
     epochs: list[Event] = []
     with profiled() as profile:
         learned = increment.learn(task, on_event=lambda event: epochs.append(event) if "epoch" in event else None)
-    phases = profile.seconds(learned.seconds)
+    images = sum(event["images_per_second"] * event["seconds"] for event in epochs)
+    return learned, profile.seconds(learned.seconds), (images, sum(event["seconds"] for event in epochs))
+
+
+def export_seconds(task: Task, learned: Learned) -> float:
+    """Of putting it into a graph, as a rollout does after training."""
     began = time.perf_counter()
     network = increment.load_network(learned.checkpoint, task.options, len(learned.class_ids))
     weight, bias = (tensor.detach().numpy() for tensor in (network.head.weight, network.head.bias))
     weight, bias = fold.fold_bias(weight, bias, learned.bias)
     size = task.options.image_size
     graph.export(network, weight=weight, bias=bias, preprocess=Preprocess(size, size, learned.mean, learned.std))
-    phases["export"] = time.perf_counter() - began
-    images = sum(event["images_per_second"] * event["seconds"] for event in epochs)
-    return learned, phases, (images, sum(event["seconds"] for event in epochs))
+    return time.perf_counter() - began
 
 
 def floor(setting: Setting) -> float:

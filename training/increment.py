@@ -86,7 +86,8 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     train(student, phase, run)
 
     gate_rows = material.rows(task, material.gate)
-    uncorrected = evaluate.head_logits(student, evaluate.features(student, material.gate.pixels, run))
+    raw = evaluate.features(student, material.gate.pixels, run)
+    uncorrected = evaluate.head_logits(student, raw)
     bias = None
     if n:
         increment = Increment(
@@ -104,7 +105,8 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
 
     exemplars, means = _remember(student, task, method, run)
     _, held = shares(options, n + m, reserved=task.reserved)
-    raw = evaluate.features(student, material.gate.pixels, run)
+    if n and schedules.balanced is not None:  # the features have changed since
+        raw = evaluate.features(student, material.gate.pixels, run)
     answers = {
         "linear": evaluate.by_linear(corrected(evaluate.head_logits(student, raw), bias)),
         "linear_uncorrected": evaluate.by_linear(uncorrected),
@@ -216,7 +218,7 @@ def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[d
 
 def ranked(student: Network, images: Images, count: int, class_id: int, run: Run) -> Images:
     """The `count` best exemplars of a class, best first, as the option `selection` says."""
-    raw = evaluate.features(student, images.pixels, run)
+    raw = evaluate.features(student, images.pixels, run, half=run.half)
     lot = seeded(run.options.seed, "exemplars", class_id)
     return images.take(SELECTIONS[run.options.selection](evaluate.unit(raw), count, lot))
 
