@@ -4,9 +4,9 @@ Stage 1, exemplars and evaluation are PyCIL's pattern (models/bic.py, models/bas
 DataLoader workers, float32 NCHW, the accuracy on all training and test images after every epoch, a loader for each
 class in herding, and another for each mean. FACIL evaluates on held-out images instead: `Outcome.without_evaluation`.
 
-Stage 2 is FACIL's (approach/bic.py): SGD through the whole network in eval mode, on raw logits of images that were never
-trained on. PyCIL's has defects that would cost accuracy (methods B1, B2, B4), and more evaluation. PyCIL's colour jitter
-is left out, as ours has none; and its means, like these, are without mirrored images.
+Stage 2 is FACIL's (approach/bic.py): SGD through the whole network in eval mode, on raw logits of images that were
+never trained on. PyCIL's has defects that would cost accuracy (methods.md B1, B2, B4), and more evaluation. PyCIL's
+colour jitter is left out, as ours has none; and its means, like these, are without mirrored images.
 """
 
 import time

@@ -25,14 +25,14 @@ from lifelist.training import evaluate, loop
 from lifelist.training.exemplars import herd
 from lifelist.training.rebalance import fit_bias
 
-ASKED = Asked(epochs=2, repeats=1, image_size=8, workers=0)
+ASKED = Asked(epochs=4, repeats=1, image_size=8, workers=0)
 
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """(what the command left, what it printed)."""
     folder = tmp_path_factory.mktemp("bench")
-    line = f"bench training --epochs 2 --repeats 1 --image-size 8 --workers 0 --folder {folder}"
+    line = f"bench training --epochs 4 --repeats 1 --image-size 8 --workers 0 --folder {folder}"
     with pytest.MonkeyPatch.context() as patch:
         printed: list[str] = []
         patch.setattr("click.echo", lambda text, err=False: None if err else printed.append(text))
