@@ -82,10 +82,10 @@ def test_the_phases_of_an_increment_add_up_to_its_time(facts: dict[str, Any]) ->
 
 def test_ours_and_the_reference_learn_the_same_from_the_same(facts: dict[str, Any]) -> None:
     line = facts["line"]
-    assert line["reference_accuracy"] == pytest.approx(line["accuracy"], abs=0.06)
+    assert line["reference_accuracy"] == pytest.approx(line["accuracy"], abs=0.08)
     (linear, nearest), (ours_linear, ours_nearest) = facts["accuracies"]["reference"][0], facts["accuracies"]["ours"][0]
     assert linear > 0.5  # it has learnt something
-    assert nearest == pytest.approx(ours_nearest, abs=0.06)
+    assert nearest == pytest.approx(ours_nearest, abs=0.08)
     assert ours_linear == line["accuracy"]
 
 
