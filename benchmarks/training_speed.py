@@ -77,7 +77,7 @@ class Round:
     small: Learned
     small_phases: Mapping[str, float]
     reference: reference.Outcome
-    floor: float  # images/s
+    floor: float  # images/s, just before and after ours
     selection: float  # seconds
 
 
@@ -163,7 +163,9 @@ def _networks(setting: Setting) -> tuple[Network, Teacher]:
 def _round(setting: Setting, *, seed: int, workers: int) -> Round:
     options = replace(setting.task.options, seed=seed)
     setting = replace(setting, task=replace(setting.task, options=options))
+    before = floor(setting)
     ours, phases, trained = _ours(setting.task)
+    after = floor(setting)
     other = reference.run(given(setting, workers=workers))
     small, small_phases, _ = _ours(replace(setting.task, options=replace(options, schedule="short")))
     export = {"export": export_seconds(setting.task, ours)}
@@ -174,7 +176,7 @@ def _round(setting: Setting, *, seed: int, workers: int) -> Round:
         small=small,
         small_phases=small_phases | export,
         reference=other,
-        floor=floor(setting),
+        floor=(before + after) / 2,
         selection=selection(setting, ours),
     )
 

@@ -26,7 +26,7 @@ def test_one_thread_lasts_as_long_as_its_block_even_if_that_fails() -> None:
     def fail() -> None:
         raise ValueError(torch.get_num_threads())
 
-    with pytest.raises(ValueError, match="^1$"):
+    with pytest.raises(ValueError, match=r"^1$"):
         fail()
     assert torch.get_num_threads() == 2
 
