@@ -112,10 +112,15 @@ def colour_statistics(pixels: Tensor) -> tuple[Colour, Colour]:
     return (means[0], means[1], means[2]), (r, g, b)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting until it is there: each wait in a step would leave a GPU idle."""
+    return tensor.to(device, non_blocking=True)
+
+
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """B×S×S×3 uint8 → B×3×S×S float32, (x/255 - mean)/std, in channels-last order as convolutions like it."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device)
+    scale = sent(torch.tensor([1 / (255 * s) for s in std]), pixels.device)
+    shift = sent(torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), pixels.device)
     return (pixels * scale + shift).permute(0, 3, 1, 2)
 
 
@@ -140,15 +145,15 @@ class Augmentation:
         mirrored = torch.rand(count, generator=lot) < (0.5 if self.flip else 0.0)
         kind, amount = torch.randint(3, (count,), generator=lot), torch.rand(count, generator=lot) * 2 - 1
         stays = torch.rand(count, generator=lot) < (0.5 if self.colour else 0.0)
-        shift = shift.masked_fill(stays, 0).to(pixels.device)
+        shift = sent(shift.masked_fill(stays, 0), pixels.device)
         if self.colour:
-            pixels = _recolour(pixels, kind.to(pixels.device), amount.to(pixels.device))
+            pixels = _recolour(pixels, sent(kind, pixels.device), sent(amount, pixels.device))
         images = normalise(pixels, mean, std).permute(0, 2, 3, 1)
         if not (reach or self.flip):
             return images.permute(0, 3, 1, 2)
         along = torch.arange(size, device=pixels.device)
         rows = along + shift[0, :, None]
-        columns = torch.where(mirrored.to(pixels.device)[:, None], along.flip(0), along) + shift[1, :, None]
+        columns = torch.where(sent(mirrored, pixels.device)[:, None], along.flip(0), along) + shift[1, :, None]
         inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
         which = torch.arange(count, device=pixels.device)[:, None, None]
         moved = images[which, rows.clamp(0, size - 1)[:, :, None], columns.clamp(0, size - 1)[:, None, :]]

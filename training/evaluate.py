@@ -9,21 +9,30 @@ from torch.nn import functional
 
 from lifelist.training.loop import Run
 from lifelist.training.network import Network
+from lifelist.training.threads import side_by_side
 
-BATCH = 256  # a whole class at once would not fit a GPU (methods.md I10)
+BATCH = 128  # a whole class at once would not fit a GPU (methods.md I10)
 
 
-@torch.no_grad()
-def features(network: Network, pixels: Tensor, run: Run, *, mirrored: bool = False) -> Tensor:
-    """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, float32, and without augmentation (B2, B3)."""
+def features(network: Network, pixels: Tensor, run: Run, *, mirrored: bool = False, half: bool = False) -> Tensor:
+    """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, and without augmentation (B2, B3).
+
+    half: bfloat16 inside the network, for what only ranks images; whatever is measured or served takes float32.
+    """
     was_training = network.training
     network.eval()
-    found = [torch.zeros(0, network.dim)]
-    for part in torch.split(pixels, BATCH):
-        x = run.normalised(part)
-        found.append(network(x.flip(3) if mirrored else x).float().cpu())
+
+    def of(part: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=half):
+            x = run.normalised(part)
+            found: Tensor = network(x.flip(3) if mirrored else x)
+            return found.float()
+
+    cores = torch.get_num_threads() if run.device.type == "cpu" else 1
+    parts = torch.split(pixels, max(1, min(BATCH, -(-len(pixels) // cores))))
+    raw = torch.cat(side_by_side(of, parts, cores) if cores > 1 else [of(part) for part in parts])
     network.train(was_training)
-    return torch.cat(found)
+    return raw.cpu()
 
 
 @torch.no_grad()

@@ -79,7 +79,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     else:
         mean, std = colour_statistics(material.training.pixels)
     run = start(options, mean=mean, std=std, fingerprint=task.fingerprint, folder=folder, tell=tell)
-    student, teacher = _student_and_teacher(task, method, run)
+    student, teacher = student_and_teacher(task, method, run)
 
     replayed = material.training if method.replays else _with_news(material.training, task)
     rows = material.rows(task, replayed)
@@ -101,7 +101,8 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     statistics = _statistics(student, task, run) if method.frozen else {}
 
     gate_rows = material.rows(task, material.gate)
-    uncorrected = evaluate.head_logits(student, evaluate.features(student, material.gate.pixels, run))
+    raw = evaluate.features(student, material.gate.pixels, run)
+    uncorrected = evaluate.head_logits(student, raw)
     bias = None
     if n or method.frozen:
         increment = Increment(
@@ -121,7 +122,8 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
 
     exemplars, means = _remember(student, task, method, run, statistics)
     _, held = shares(options, n + m, reserved=task.reserved)
-    raw = evaluate.features(student, material.gate.pixels, run)
+    if n and schedules.balanced is not None:  # the features have changed since
+        raw = evaluate.features(student, material.gate.pixels, run)
     answers = {
         "linear": evaluate.by_linear(corrected(evaluate.head_logits(student, raw), bias)),
         "linear_uncorrected": evaluate.by_linear(uncorrected),
@@ -223,7 +225,7 @@ def _near(pixels: Tensor, run: Run) -> Tensor:
     return pixels
 
 
-def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network, Teacher | None]:
+def student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network, Teacher | None]:
     """The student starts from the teacher's *uncorrected* checkpoint; only the teacher's answers are corrected."""
     options, n, m = task.options, len(task.old), len(task.new)
     teacher = None if task.teacher is None else load_network(task.teacher, options, n)
@@ -292,13 +294,11 @@ def _remember(
     for row, class_id in enumerate(task.class_ids):
         images = task.images.take(task.of(class_id, TRAINING))
         count = len(images) if method.keeps_all else min(share, len(images))
-        ranked = images
+        best_first = images
         if class_id in task.with_news and count:
-            raw = evaluate.features(student, images.pixels, run)
-            lot = seeded(options.seed, "exemplars", class_id)
-            ranked = images.take(SELECTIONS[options.selection](evaluate.unit(raw), count, lot))
-        kept[class_id] = ranked.ids[:count]
-        shown = ranked.pixels[:count] if count else images.pixels  # no memory: a new class's images are still here
+            best_first = ranked(student, images, count, class_id, run)
+        kept[class_id] = best_first.ids[:count]
+        shown = best_first.pixels[:count] if count else images.pixels  # no memory: a new class's images are still here
         if class_id in statistics:
             means.append(statistics[class_id].mean)
         elif len(shown):
@@ -307,6 +307,13 @@ def _remember(
             run.warn("mean.from-weights", f"class {class_id} has no exemplar; its row of the last layer is its mean")
             means.append(evaluate.unit(student.head.weight[row].detach().float().cpu()))
     return kept, torch.stack(means)
+
+
+def ranked(student: Network, images: Images, count: int, class_id: int, run: Run) -> Images:
+    """The `count` best exemplars of a class, best first, as the option `selection` says."""
+    raw = evaluate.features(student, images.pixels, run, half=run.half)
+    lot = seeded(run.options.seed, "exemplars", class_id)
+    return images.take(SELECTIONS[run.options.selection](evaluate.unit(raw), count, lot))
 
 
 def load_network(checkpoint: bytes | Path, options: TrainingOptions, classes: int) -> Network:

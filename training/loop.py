@@ -18,7 +18,7 @@ from torch.nn import functional
 from lifelist.exporter.errors import BadSetting, Failed
 from lifelist.exporter.manifest import BiasCorrection
 from lifelist.training import checkpoint
-from lifelist.training.data import Augmentation, Colour, normalise
+from lifelist.training.data import Augmentation, Colour, normalise, sent
 from lifelist.training.loss import TERMS, increment_loss
 from lifelist.training.methods import Method, Schedule
 from lifelist.training.network import Network
@@ -333,8 +333,9 @@ def _epoch(
     for step, which in enumerate(cut):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(schedule, epoch, step / len(cut))
-        rows = phase.rows[which].to(run.device)
-        x = augment(phase.pixels[which].to(run.device), run.mean, run.std, random["augment"])
+        rows = sent(phase.rows[which], run.device)
+        pixels = sent(phase.pixels[sent(which, phase.pixels.device)], run.device)
+        x = augment(pixels, run.mean, run.std, random["augment"])
         if size < options.image_size:
             x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
         terms = cores.gradient(x, rows)

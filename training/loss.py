@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lifelist.training.data import sent
 from lifelist.training.forms import FORMS
 from lifelist.training.methods import Method
 
@@ -42,4 +43,4 @@ def increment_loss(
     weigh_classify, weigh_distil = method.weights(n - len(refreshed), m + len(refreshed))
     weights = [weigh_classify, weigh_distil, weigh_classify, weigh_distil]
     wanted = [weight if term else 0.0 for weight, term in zip(weights, method.terms, strict=True)]
-    return each.mean(1) * torch.tensor(wanted, dtype=precision, device=student.device)
+    return each.mean(1) * sent(torch.tensor(wanted, dtype=precision), student.device)

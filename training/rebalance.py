@@ -16,6 +16,7 @@ from lifelist.training.loop import Phase, Run, Teacher, scaled, train
 from lifelist.training.methods import Method, Schedules
 from lifelist.training.network import Network
 from lifelist.training.statistics import Sums, solve
+from lifelist.training.threads import one_thread
 
 RIDGE = 0.05  # of beta²; the authors' code adds 0.1·beta²/2
 LARGEST_ALPHA = 4.0  # published values are 0.4 … 0.8; where hold-out images are separable, the minimum is at infinity
@@ -82,6 +83,7 @@ def bias_correction(network: Network, increment: Increment) -> BiasCorrection | 
     return BiasCorrection(alpha, beta, n, classes)
 
 
+@one_thread()
 def fit_bias(logits: Tensor, rows: Tensor, first_new: int, ridge: float = RIDGE) -> tuple[float, float]:
     """(alpha, beta) that scale and shift the newest classes (Wu et al. 2019, eq. 4 and 5; methods.md 1.2).
 
@@ -180,7 +182,7 @@ def balanced_set(network: Network, increment: Increment) -> Tensor:
             continue
         of_class = (increment.rows == row).nonzero()[:, 0]
         if row not in replayed:
-            raw = features(network, increment.pixels[of_class], increment.run)
+            raw = features(network, increment.pixels[of_class], increment.run, half=increment.run.half)
             of_class = of_class[herd(unit(raw), min(wanted, count))]
         chosen.append(of_class.repeat(-(-wanted // len(of_class)))[:wanted])
     return torch.cat(chosen)
