@@ -81,17 +81,17 @@ def _train_together(folder: Path, workers: int) -> None:
     Ray Train's own retry (FailureConfig) is left at none: it takes an error for a death, and what training raises would
     be raised twenty times.
     """
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig  # here, as in _together: Ray Train costs a lone trainer 260 MB
+    from ray.train.v2._internal.exceptions import RayTrainError  # a worker's death; pyproject.toml pins Ray
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import WorkerGroupError
 
     on_gpus = _gpus() > 0
     # Workers need a place and no CPU, as the trainer does; Ray places nothing that asks for nothing, so a byte.
     needs = {"CPU": 0, "GPU": 1} if on_gpus else {"CPU": 0, "memory": 1}
     storage = folder / "ray"
-    for deaths in range(MOST_DEATHS + 1):
-        together = TorchTrainer(
-            _work,
+    for losses in range(MOST_DEATHS + 1):
+        together = _together(
             train_loop_config={"folder": str(folder)},
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=needs),
@@ -102,20 +102,30 @@ def _train_together(folder: Path, workers: int) -> None:
             return
         except WorkerGroupError as error:
             failures = list(error.worker_failures.values())
-            if not any(map(_is_loss, failures)):
-                raise failures[0] from None
-            if deaths == MOST_DEATHS:
+            if not any(isinstance(failure, RayTrainError | Unavailable) for failure in failures):
+                raise failures[0] from None  # what training raised, in its own words
+            if losses == MOST_DEATHS:
                 raise
-            log.warning("training.worker-lost", extra={"facts": {"folder": str(folder), "losses": deaths + 1}})
+            log.warning("training.worker-lost", extra={"facts": {"folder": str(folder), "losses": losses + 1}})
         finally:
             shutil.rmtree(storage, ignore_errors=True)  # nothing of ours is in there
 
 
-def _is_loss(failure: Exception) -> bool:
-    """Whether it tells of a worker that died: Ray says so of the dead one, and the others miss it."""
-    from ray.train.v2._internal.exceptions import RayTrainError
+def _together(**options: Any) -> Any:
+    """Ray's TorchTrainer without the actor that looks after placement groups.
 
-    return isinstance(failure, RayTrainError | Unavailable)
+    That one asks Ray's dashboard, which is off, and would never end; Ray takes a placement group back by itself when
+    the actor that made it is gone.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    class Together(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [callback for callback in found if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    return Together(_work, **options)
 
 
 def _work(job: dict[str, str]) -> None:
