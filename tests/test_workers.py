@@ -2,6 +2,7 @@
 
 import functools
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,16 +19,22 @@ from test_resume import everything
 from lifelist.training import increment
 from lifelist.training.job import Task, write_task
 from lifelist.training.options import TrainingOptions
+from lifelist.training.sidecar import NICENESS
 
 WORKER = """
 import json, sys, torch
 from datetime import timedelta
 from pathlib import Path
 from torch import distributed
-from lifelist.training import increment
+from lifelist.training import checkpoint, increment
 torch.set_num_threads(1)
 def say(event):
     print(json.dumps(event), flush=True)
+whole = checkpoint.write_atomically
+def write(path, data):
+    say({"kind": "write", "path": str(path)})
+    whole(path, data)
+checkpoint.write_atomically = write
 def draw(module, given):
     if type(module) is torch.nn.Dropout and module.training:
         say({"kind": "draw", "seed": torch.initial_seed()})
@@ -132,7 +139,7 @@ def test_two_workers_end_with_the_bits_of_one_that_has_as_many_cores(
     result = json.loads((tmp_path / "together" / "result" / "result.json").read_text())
     assert result["software"]["workers"] == "2"
     assert [e["epoch"] for e in said if e.get("phase") == "main"] == list(range(1, options.epochs + 1))
-    assert silence == [{"kind": "end"}]  # only the lead tells
+    assert silence == [{"kind": "end"}]  # only the lead writes and tells
 
 
 def test_a_rest_too_small_to_share_changes_the_result_by_rounding_only(tmp_path: Path, pair: Pair) -> None:
@@ -172,3 +179,113 @@ def test_workers_draw_dropout_each_for_itself_and_resume_with_the_same_bits_afte
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
     told = [json.loads(line) for line in (tmp_path / "killed" / "events.jsonl").read_text().splitlines()]
     assert [event["epoch"] for event in told if event["kind"] == "epoch"] == [1, 2]
+
+
+STORY = """
+import json, os, signal, sys, time
+from pathlib import Path
+from lifelist.deploy import ground
+os.environ |= {ground.MARK: sys.argv[1], "RAY_worker_niceness": "0", "HOME": sys.argv[2]}
+import ray
+ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+from lifelist.deploy import worker
+from lifelist.exporter.errors import Cancelled
+from lifelist.training import sidecar
+
+def processes(*titles):
+    found = {number: Path(f"/proc/{number}/cmdline") for number in ground.processes(sys.argv[1])}
+    return [n for n, line in found.items() if line.exists() and line.read_bytes().startswith(titles)]
+
+def reached(folder, epoch):
+    events = folder / "events.jsonl"
+    return events.exists() and f'"epoch": {epoch},' in events.read_text()
+
+@ray.remote(num_cpus=2)
+class Replica:  # holds every CPU, as serving's do
+    def here(self):
+        return True
+
+replica = Replica.remote()
+ray.get(replica.here.remote())
+told = {}
+
+killed, cancelled, broken = (Path(sys.argv[2]) / name for name in ("killed", "cancelled", "broken"))
+def kill():
+    if "workers" not in told and reached(killed, 2):
+        told["workers"] = workers = processes(b"ray::RayTrainWorker")
+        told["steps back"] = []
+        for number in workers:
+            threads = [int(thread.name) for thread in Path(f"/proc/{number}/task").iterdir()]
+            nicest = max(os.getpriority(os.PRIO_PROCESS, thread) for thread in threads)
+            told["steps back"].append(nicest - os.getpriority(os.PRIO_PROCESS, number))
+        told["passive"] = [
+            b"OMP_WAIT_POLICY=passive" in Path(f"/proc/{n}/environ").read_bytes().split(b"\\0") for n in workers
+        ]
+        os.kill(workers[-1], signal.SIGKILL)
+worker.train_beside(killed, kill, workers=2)
+
+def cancel():
+    if reached(cancelled, 1):
+        raise Cancelled("by a test")
+try:
+    worker.train_beside(cancelled, cancel, workers=2)
+except Cancelled:
+    deadline = time.monotonic() + 30
+    titles = (b"ray::RayTrain", b"ray::Train", b"ray::Placement", b"ray::Sync")
+    while (left := processes(*titles)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    told["left"] = [Path(f"/proc/{n}/cmdline").read_text() for n in left]
+
+try:
+    worker.train_beside(broken, lambda: None, workers=2)
+except Exception as error:
+    told["error"] = [type(error).__name__, str(error)]
+print(json.dumps(told))
+ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three increments by two workers of a real Ray, in a cluster whose CPUs are taken: one worker of the first is
+    killed, the second is cancelled, the third cannot be trained. What was seen, and in which folder."""
+    home = tmp_path_factory.mktemp("ray")
+    for name in ("killed", "cancelled", "broken"):
+        write_task(home / name, replace(chain()[1], options=replace(SHARED, epochs=6)))
+    (home / "broken" / "images.json").write_bytes(b"[]")
+    command = [sys.executable, "-c", STORY, secrets.token_hex(8), str(home)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found | {"home": home}
+
+
+def test_ray_train_ends_with_the_bits_of_one_worker_though_a_worker_is_killed_in_mid_epoch(
+    story: dict[str, Any], tmp_path: Path
+) -> None:
+    killed = story["home"] / "killed"
+    write_task(tmp_path, replace(chain()[1], options=replace(SHARED, epochs=6)))
+    alone(tmp_path, 2)
+    assert outcome(killed) == outcome(tmp_path)
+    assert json.loads((killed / "result" / "result.json").read_text())["software"]["workers"] == "2"
+    told = [json.loads(line) for line in (killed / "events.jsonl").read_text().splitlines()]
+    assert [e["epoch"] for e in told if e["kind"] == "epoch"] == list(range(1, 7))  # none was begun anew once told
+
+
+def test_workers_of_ray_train_step_back_behind_serving_and_leave_nothing_behind(story: dict[str, Any]) -> None:
+    assert len(story["workers"]) == 2
+    assert story["steps back"] == [NICENESS, NICENESS]
+    assert story["passive"] == [True, True]
+    assert not (story["home"] / "killed" / "ray").exists()
+    assert not (story["home"] / "ray_results").exists()
+
+
+def test_a_cancelled_increment_ends_its_workers_too(story: dict[str, Any]) -> None:
+    assert story["left"] == []
+    assert not (story["home"] / "cancelled" / "result" / "result.json").exists()
+
+
+def test_what_training_raises_in_a_worker_arrives_as_itself(story: dict[str, Any]) -> None:
+    kind, message = story["error"]
+    assert kind == "Corrupt"
+    assert "images.json has sha256" in message
