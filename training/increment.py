@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lifelist.exporter.errors import BadInput, Corrupt
-from lifelist.training import auto, evaluate, network
+from lifelist.training import auto, evaluate, network, workers
 from lifelist.training.checkpoint import pack, remove_halves, unpack
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Images, colour_statistics
 from lifelist.training.exemplars import SELECTIONS, shares
@@ -333,23 +333,30 @@ def software(run: Run) -> dict[str, str]:
     found = {package: importlib.metadata.version(package) for package in packages}
     on_gpu = run.device.type == "cuda"
     found["device"] = torch.cuda.get_device_name(run.device) if on_gpu else f"cpu, {torch.get_num_threads()} threads"
-    return found | {"precision": "bf16" if run.half else "fp32"}
+    found["precision"] = "bf16" if run.half else "fp32"
+    return found | ({"workers": str(workers.count())} if workers.count() > 1 else {})
 
 
 def run(folder: Path, on_event: Callable[[Event], None] = _ignore) -> None:
     """The increment in `folder` (see job.py), to its end. Again after a kill: it resumes. After its end: nothing to do.
 
     A result of another task (its fingerprint differs) is thrown away with its epochs, and it starts afresh.
-    ctrl-C, or a kill at any moment, leaves a folder that the same call resumes from its last epoch.
+    ctrl-C, or a kill at any moment, leaves a folder that the same call resumes from its last epoch. Of several workers
+    (workers.py), each of which makes this call, one writes: the others only read the folder, and `on_event` is silent.
     """
     task = read_task(folder)
     if is_finished(folder, task.fingerprint):
+        return
+    if workers.rank() > 0:
+        workers.meet()
+        learn(task, folder=folder / "epochs")
         return
     if (folder / "result" / "result.json").exists():  # of another task, and so are its epochs
         for part in ("result", "epochs"):
             shutil.rmtree(folder / part, ignore_errors=True)
     for part in ("epochs", "result"):
         remove_halves(folder / part)
+    workers.meet()  # no other looks for an epoch before those of another task are gone
     with _Journal(folder / "events.jsonl") as journal:
 
         def tell(event: Event) -> None:

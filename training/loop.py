@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from lifelist.exporter.errors import BadSetting, Failed
 from lifelist.exporter.manifest import BiasCorrection
-from lifelist.training import checkpoint
+from lifelist.training import checkpoint, workers
 from lifelist.training.data import Augmentation, Colour, normalise, sent
 from lifelist.training.loss import TERMS, increment_loss
 from lifelist.training.methods import Method, Schedule
@@ -75,6 +75,10 @@ def start(options: TrainingOptions, **more: Any) -> Run:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadSetting(
             f"device {options.device!r} is not here: {torch.cuda.device_count()} CUDA devices work; auto takes the CPU"
+        )
+    if device.index is not None and workers.count() > 1:
+        raise BadSetting(
+            f"device {options.device!r} is one GPU, for {workers.count()} workers; auto gives each its own"
         )
     half = {"fp32": False, "bf16": True, "auto": device.type == "cuda" and torch.cuda.is_bf16_supported()}
     return Run(options=options, device=device, half=half[options.precision], **more)
@@ -216,6 +220,9 @@ def train(network: Network, phase: Phase, run: Run) -> None:
         limit = HOPELESS * guessing(phase, network.classes)
         seconds: list[float] = []
         for epoch in range(done, phase.schedule.epochs):
+            if workers.count() > 1:  # each draws its own dropout; a checkpoint keeps the state of one
+                own = seeded(run.options.seed, phase.name, phase.n, "noise", epoch, workers.rank())
+                torch.manual_seed(own.initial_seed())
             began = time.monotonic()
             loss, images = _epoch(network, optimiser, random, phase, run, epoch, cores)
             seconds.append(time.monotonic() - began)
@@ -234,6 +241,7 @@ def train(network: Network, phase: Phase, run: Run) -> None:
             _save(network, optimiser, random, phase, run, event)
             log.debug("epoch.finished", extra={"facts": event})
             run.tell(event)
+    workers.same_everywhere(network)
     network.eval()
 
 
@@ -255,6 +263,7 @@ def _diverged(loss: Mapping[str, float], limit: float, epoch: int, phase: Phase)
 class _Cores:
     """Computes the gradient of a batch on several cores, each with a share of its images, as data-parallel training
     does on several GPUs: batch-norm takes the statistics of a share, and its running ones are those of the first.
+    With several workers, the cores are those of all: twice as many workers, or cores in each, come to the same.
 
     On a CPU this is quicker than several threads in each operation, which wait for one another a hundred times in a
     batch, and come nearly to a halt as soon as one of them shares its core with another program.
@@ -264,17 +273,20 @@ class _Cores:
         self.phase, self.run, self.parameters = phase, run, list(network.parameters())
         self.threads = torch.get_num_threads()
         pixels = phase.schedule.batch_size * run.options.image_size**2
-        alone = run.device.type != "cpu" or _draws(network)
-        self.count = 1 if alone else min(self.threads, max(1, pixels // SMALLEST_SHARE))
-        self.networks = [network, *(_twin(network) for _ in range(self.count - 1))]
-        self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
+        on_cpu = run.device.type == "cpu"
+        self.count = workers.count() * (self.threads if on_cpu and not _draws(network) else 1)  # cores of all workers
+        if on_cpu:
+            self.count = min(self.count, max(1, pixels // SMALLEST_SHARE))
+        self.here = -(-self.count // workers.count())
+        self.networks = [network, *(_twin(network) for _ in range(self.here - 1))]
+        self.pool = ThreadPoolExecutor(self.here, initializer=torch.set_num_threads, initargs=(1,))
 
     def __enter__(self) -> "_Cores":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown()
-        if self.count > 1:
+        if self.here > 1:
             torch.set_num_threads(self.threads)  # what its threads set for themselves is kept for later ones, too
 
     def gradient(self, images: Tensor, rows: Tensor) -> Tensor:
@@ -282,15 +294,21 @@ class _Cores:
         for network in self.networks:
             network.train()
         count = max(1, min(self.count, len(rows) // SMALLEST_BATCH))
-        shares = zip(self.networks, images.chunk(count), rows.chunk(count), strict=False)
-        jobs = [(network, x, y, len(y) / len(rows)) for network, x, y in shares]
-        if count == 1:
-            found = [self._share(*jobs[0])]
-        else:
+        here = -(-count // workers.count())
+        shares = list(zip(images.chunk(count), rows.chunk(count), strict=True))[here * workers.rank() :][:here]
+        jobs = [(network, x, y, len(y) / len(rows)) for network, (x, y) in zip(self.networks, shares, strict=False)]
+        if len(jobs) > 1:
             found = [job.result() for job in [self.pool.submit(self._share, *job) for job in jobs]]
-        for parameter, *parts in zip(self.parameters, *(gradients for _, gradients in found), strict=True):
-            parameter.grad = sum(parts[1:], parts[0])
-        return torch.stack([terms for terms, _ in found]).sum(0)
+        else:
+            found = [self._share(*job) for job in jobs]
+        if not found:  # a batch with fewer shares than there are workers
+            found = [(images.new_zeros(len(TERMS)), [torch.zeros_like(p) for p in self.parameters])]
+        terms = torch.stack([terms for terms, _ in found]).sum(0)
+        sums = [sum(parts[1:], parts[0]) for parts in zip(*(gradients for _, gradients in found), strict=True)]
+        terms, *sums = workers.shared_sum([terms, *sums])
+        for parameter, gradient in zip(self.parameters, sums, strict=True):
+            parameter.grad = gradient
+        return terms
 
     def _share(self, network: Network, images: Tensor, rows: Tensor, weight: float) -> tuple[Tensor, Sequence[Tensor]]:
         phase, run = self.phase, self.run
@@ -381,7 +399,7 @@ def _save(
     run: Run,
     event: Event,
 ) -> None:
-    if (file := _file(phase, run)) is None:
+    if (file := _file(phase, run)) is None or workers.rank() > 0:
         return
     names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
