@@ -27,7 +27,7 @@ from lifelist.training import data, evaluate
 from lifelist.training.checkpoint import write_atomically
 from lifelist.training.experiment import run_experiment
 from lifelist.training.loop import Event, quickest
-from lifelist.training.methods import METHODS, ScheduleName
+from lifelist.training.methods import ScheduleName, possible
 from lifelist.training.options import TrainingOptions
 
 HEADS = {"linear": "linear", "linear_uncorrected": "linear, before correction", "nearest_mean": "nearest mean"}
@@ -121,8 +121,9 @@ def _read(asked: Asked, folder: Path, method: str, seed: int) -> Run:
     """A run that has ended. BadInput if it was of something else."""
     file = _file(folder, method, seed)
     found: Run = json.loads(file.read_text())
-    wanted = {"protocol": asked.protocol.name, "order": asked.order, "options": asked.options(method, seed).as_dict()}
-    if changed := [key for key in wanted if found[key] != wanted[key]]:
+    wanted = {"protocol": asked.protocol.name, "order": asked.order, "options": asked.options(method, seed)}
+    made = {**found, "options": TrainingOptions.from_dict(found["options"])}  # an option that came since: its default
+    if changed := [key for key in wanted if made[key] != wanted[key]]:
         raise BadInput(f"{file} is a run with other {' and '.join(changed)}; choose another folder, or remove it")
     return found
 
@@ -215,7 +216,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     found = []
     for method in dict.fromkeys(run["method"] for run in runs):
         of_method = [run for run in runs if run["method"] == method]
-        rebalanced = METHODS[method].rebalance != "none"
+        rebalanced = any(row.rebalance != "none" for row in possible(method))
         for head in HEADS:
             if head != "linear_uncorrected" or rebalanced:
                 found.append(_row(method, head, of_method))

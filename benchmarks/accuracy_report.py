@@ -63,7 +63,7 @@ def _page(runs: Sequence[Run], protocol: Protocol, pictures: Sequence[str], comm
         "gives; the others are what the same network would say otherwise."
     )
     yield ""
-    yield from _table(TITLES, [cells(row) for row in rows(runs)])
+    yield from markdown(TITLES, [cells(row) for row in rows(runs)])
     yield ""
     yield f"![Accuracy by classes seen]({pictures[0]})"
     yield ""
@@ -73,7 +73,7 @@ def _page(runs: Sequence[Run], protocol: Protocol, pictures: Sequence[str], comm
         yield "Ours / published (difference)."
         yield ""
         titles = ("method", "source", "average", "average without base", "last")
-        yield from _table(titles, [compared(row, f) for row, f in pairs])
+        yield from markdown(titles, [compared(row, f) for row, f in pairs])
         yield ""
         for name in dict.fromkeys(figure.source for _, figure in pairs):
             source = SOURCES[name]
@@ -82,7 +82,7 @@ def _page(runs: Sequence[Run], protocol: Protocol, pictures: Sequence[str], comm
         yield ""
     yield "## Accuracy after each increment"
     yield ""
-    yield from _table(
+    yield from markdown(
         ("method", "answers by", *map(str, runs[0]["classes"])),
         [(row.method, HEADS[row.head], *(f"{a:.1f}" for a in row.curve)) for row in rows(runs)],
     )
@@ -92,7 +92,7 @@ def _page(runs: Sequence[Run], protocol: Protocol, pictures: Sequence[str], comm
         yield ""
         yield "α and β of each increment after the base (Wu et al. 2019, eq. 4)."
         yield ""
-        yield from _table(
+        yield from markdown(
             ("method", "seed", *map(str, runs[0]["classes"][1:])),
             [
                 (run["method"], str(run["seed"]), *(f"{b[0]:.2f}, {b[1]:.2f}" if b else "–" for b in run["bias"][1:]))
@@ -109,7 +109,8 @@ def _page(runs: Sequence[Run], protocol: Protocol, pictures: Sequence[str], comm
     )
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table."""
     yield f"| {' | '.join(head)} |"
     yield f"|{' --- |' * len(head)}"
     yield from (f"| {' | '.join(line)} |" for line in lines)
@@ -117,7 +118,7 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> Iterator[str]
 
 def curves_picture(path: Path, runs: Sequence[Run], protocol: Protocol) -> None:
     """Accuracy by classes seen: a line for each method as it answers, dashed before correction, × as published."""
-    figure, axis = _figure(9, 6)
+    picture, axis = figure(9, 6)
     seen = runs[0]["classes"]
     colours = {method: f"C{k}" for k, method in enumerate(dict.fromkeys(run["method"] for run in runs))}
     for row in rows(runs):
@@ -135,7 +136,7 @@ def curves_picture(path: Path, runs: Sequence[Run], protocol: Protocol) -> None:
     axis.set(xlabel="classes seen", ylabel="accuracy on all of them, %", title=protocol.name, ylim=(0, 100))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, ncols=2)
-    figure.savefig(path)
+    picture.savefig(path)
 
 
 def confusion_picture(path: Path, runs: Sequence[Run]) -> None:
@@ -148,7 +149,7 @@ def confusion_picture(path: Path, runs: Sequence[Run]) -> None:
             panels.append((f"{row.method}, {HEADS[row.head]}", counts))
     columns = min(4, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = _figure(3.4 * columns, 3.5 * lines, lines, columns)
+    picture, axes = figure(3.4 * columns, 3.5 * lines, lines, columns)
     for axis in np.ravel(axes):
         axis.set_visible(False)
     for axis, (title, counts) in zip(np.ravel(axes), panels, strict=False):
@@ -159,7 +160,7 @@ def confusion_picture(path: Path, runs: Sequence[Run]) -> None:
         axis.set_xlabel("answered class, by arrival", fontsize=8)
         axis.set_ylabel("true class, by arrival", fontsize=8)
         axis.tick_params(labelsize=7)
-    figure.savefig(path)
+    picture.savefig(path)
 
 
 def _counts(confusion: Mapping[str, Mapping[str, int]]) -> Any:
@@ -170,7 +171,8 @@ def _counts(confusion: Mapping[str, Mapping[str, int]]) -> Any:
     return found
 
 
-def _figure(wide: float, high: float, lines: int = 1, columns: int = 1) -> tuple[Any, Any]:
+def figure(wide: float, high: float, lines: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A matplotlib figure and its axes, for a file rather than a screen; inches."""
     import matplotlib as mpl
 
     mpl.use("Agg")

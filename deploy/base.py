@@ -12,7 +12,8 @@ from lifelist.exporter.errors import BadInput, Conflict, Failed, Refused
 from lifelist.exporter.manifest import Manifest
 from lifelist.training.left_out import LeftOut
 from lifelist.training.names import alike, looks_like
-from lifelist.training.sources import Encoded, class_names, encoded, ignored
+from lifelist.training.options import check
+from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
 
 BUFFER = 256 * 2**20  # bytes of encoded images that are held while they are sorted by class
 ADVICE = (
@@ -62,6 +63,8 @@ def make_base(settings: Settings, data: Path | str, on_event: OnEvent = _ignore,
     asked.check(workshop, wanted)
     seen = workshop.store.last_event_id()
     if not workshop.store.open_rollouts():
+        found = counted(data)
+        check(settings.training, classes=len(found), images=found.total())  # before an image is decoded
         _add(workshop, data, wanted, on_event, strict)
         rollout.start(workshop)
     tell()

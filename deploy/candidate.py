@@ -5,15 +5,23 @@ import json
 import shutil
 from pathlib import Path
 
-from lifelist.deploy import enrol
+from lifelist.deploy import enrol, examples
 from lifelist.deploy.records import Rollout, now
-from lifelist.deploy.workshop import CHECKPOINT, EVALUATION, EXEMPLARS, Workshop
+from lifelist.deploy.workshop import (
+    CHECKPOINT,
+    EVALUATION,
+    EXEMPLARS,
+    LEARNED,
+    STATISTICS,
+    Workshop,
+    learned_images,
+)
 from lifelist.exporter import fold, graph, index, session
 from lifelist.exporter.errors import Moved
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Manifest, Parity, Preprocess
 from lifelist.exporter.registry import Registry
 from lifelist.training.increment import load_network
-from lifelist.training.job import Learned, read_result, read_task
+from lifelist.training.job import Learned, Task, read_result, read_task
 from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
 
@@ -35,13 +43,16 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         CHECKPOINT: learned.checkpoint,
         EXEMPLARS: json.dumps(memory).encode(),
         EVALUATION: json.dumps(learned.evaluation).encode(),
+        LEARNED: json.dumps(sorted(_learned_images(workshop, rollout, task))).encode(),
     }
+    if learned.statistics is not None:
+        files[STATISTICS] = learned.statistics
     draft = Manifest(
         version=0,
         created_at=now(),
         kind="increment",
         parent=rollout.facts.get("teacher"),
-        method=task.options.method,
+        method=learned.method,
         network=task.options.network,
         embedding_dim=learned.embedding_dim,
         default_answer=learned.answers_by,
@@ -51,13 +62,21 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
             for class_id, increment in zip(learned.class_ids, increments, strict=True)
         ),
         bias=learned.bias,
-        options=task.options.as_dict(),
+        options=task.options.as_dict() | {"pretrained": task.options.pretrained or task.pretrained},
         results=learned.figures,
         exemplars_sha256=FileEntry.of(EXEMPLARS, files[EXEMPLARS]).sha256,
         software=learned.software,
     )
     shutil.rmtree(_place(workshop, rollout), ignore_errors=True)  # of an export that was killed
     return Registry(str(_place(workshop, rollout))).publish(draft, files)
+
+
+def _learned_images(workshop: Workshop, rollout: Rollout, task: Task) -> set[str]:
+    """What the model was given now, and what it has from its teacher, as far as that is kept."""
+    if (teacher := rollout.facts["teacher"]) is None:
+        return set(task.images.ids)
+    earlier = learned_images(workshop.registry, workshop.registry.manifest(teacher))
+    return set(task.images.ids) | earlier & {example.sha256 for example in examples.kept(workshop.store)}
 
 
 def network_of(options: TrainingOptions, learned: Learned) -> tuple[Network, fold.Floats, fold.Floats, Preprocess]:

@@ -95,6 +95,52 @@ def accuracy(
     result(facts, "\n".join(lines), as_json)
 
 
+@bench.command()
+@click.option("--data", default="turned-digits", show_default=True, help="CIFAR-100 as Parquet, or other images.")
+@click.option("--epochs", type=click.IntRange(1), default=6, show_default=True, help="Of the increment.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--image-size", type=click.IntRange(8), default=32, show_default=True, help="Pixels in each direction.")
+@click.option("--workers", type=click.IntRange(0), help="Of the reference's DataLoader. Unless given, the best here.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the page and the picture go.")
+@json_option
+@click.pass_obj
+def training(
+    resolved: Resolved,
+    data: str,
+    epochs: int,
+    repeats: int,
+    image_size: int,
+    workers: int | None,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Time an increment beside a plain loop as other libraries write it, and beside its own bare arithmetic.
+
+    Makes a page, a picture and results.json. The last line is one of JSON; with --json, the only one.
+    """
+    from lifelist.benchmarks import training_report as report
+    from lifelist.benchmarks import training_speed as speed
+
+    asked = speed.Asked(
+        data=data,
+        epochs=epochs,
+        repeats=repeats,
+        image_size=image_size,
+        workers=workers,
+        device=resolved.settings.training.device,
+    )
+    facts = speed.measure(asked, note)
+    place = folder or resolved.settings.home / "bench" / "training"
+    place.mkdir(parents=True, exist_ok=True)
+    report.phases_picture(place / "profile.png", facts)
+    (place / "README.md").write_text(report.page(facts, "profile.png", shlex.join(["lifelist", *sys.argv[1:]])))
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
+    if not as_json:
+        lines = [table(report.TITLES, report.rows(facts)), "", table(report.PHASE_TITLES, report.phase_rows(facts))]
+        click.echo("\n".join([*lines, "", f"The page: {place / 'README.md'}", ""]))
+    click.echo(json.dumps(facts["line"]))
+
+
 class _Shown:
     """Shows the events of one run after the other, or of several at a time."""
 

@@ -24,7 +24,7 @@ def increment() -> None:
 
 @increment.command()
 @click.argument("classes", nargs=-1)
-@click.option("--method", help="bic, eeil, icarl, wa …; unless given, the setting training.method.")
+@click.option("--method", help="bic, icarl, wa, ridge … or auto; unless given, the setting training.method.")
 @click.option("--key", help="An idempotency key: the same key starts one increment, however often it is sent.")
 @click.option("--watch", is_flag=True, help="Stay and show the progress until it ends.")
 @json_option

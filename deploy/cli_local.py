@@ -141,7 +141,7 @@ def serve(resolved: Resolved) -> int:
 
 @click.command()
 @click.argument("data")
-@click.option("--method", help="bic, eeil, icarl, wa …; unless given, the setting training.method.")
+@click.option("--method", help="bic, icarl, wa, ridge … or auto; unless given, the setting training.method.")
 @click.option("--classes-per-increment", default="2", show_default=True, help="A number, or one for each: 3,1,2.")
 @click.option("--base-classes", type=click.IntRange(0), default=0, help="Classes to begin with; 0: as an increment.")
 @click.option("--shuffle-classes", is_flag=True, help="Draw the order of the classes from training.seed.")

@@ -82,6 +82,8 @@ def add(resolved: Resolved, paths: tuple[Path, ...], name: str | None, as_json: 
 def _added(answer: Added) -> str:
     counts = {status: [e for e in answer["examples"] if e["status"] == status] for status in ("duplicate", "refused")}
     known = f"answerable since version {answer['version']}" if answer["version"] else answer["class"]["state"]
+    if answer["class"]["state"] == "trained":  # the version is the live one, which has not seen them
+        known = f"trained, in version {answer['version']}: new images wait for the next increment"
     line = f"{answer['class']['name']} (class {answer['class']['id']}): {answer['accepted']} accepted"
     line += "".join(f", {len(those)} {status}" for status, those in counts.items() if those)
     line += f"; {known}" + "".join(f"\n  {e['file']}: {e.get('reason', '')}" for e in counts["refused"])

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from lifelist.deploy import tables, withdrawn
 from lifelist.deploy.records import KnownClass, Rollout, now
 from lifelist.deploy.store import QUEUED, Store, lock_classes, open_rollout_of
-from lifelist.deploy.workshop import Workshop
+from lifelist.deploy.workshop import Workshop, learned_images
 from lifelist.exporter.errors import BadInput, Conflict, TooLarge
 from lifelist.exporter.manifest import Manifest, Preprocess
 from lifelist.exporter.preprocess import Pixels, decode
@@ -97,15 +97,15 @@ def warnings(store: Store, known: KnownClass) -> list[str]:
 def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> list[ExampleResult]:
     """Give the class `name` images, one (file name, bytes) at a time: what became of each, in order.
 
-    All that can be accepted are, in one transaction, after their bytes are safe on disk. BadInput without an image, or
-    if a new class would have none; TooLarge over the limit of a request; Conflict if the class is trained already, or
-    is being learned now.
+    All that can be accepted are, in one transaction, after their bytes are safe on disk. Those of a trained class wait
+    for an increment, too. BadInput without an image, or if a new class would have none; TooLarge over the
+    limit of a request; Conflict if the class is being learned now.
     """
     name = class_name(name)
     with workshop.store.reading() as connection:
         found = connection.execute(sa.select(tables.classes.c.id).where(tables.classes.c.name == name)).scalar()
         if found is not None:
-            _check_open(KnownClass(found, name), workshop.live, open_rollout_of(connection, [found]))
+            _check_open(KnownClass(found, name), open_rollout_of(connection, [found]))
     arrived = _look_at(workshop, files)
     if not arrived:
         raise BadInput(f"no image was sent for class {name!r}; send at least one")
@@ -156,7 +156,7 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[
             insert = tables.classes.insert().values(name=name, created_at=at).returning(tables.classes.c.id)
             class_id = int(connection.execute(insert).scalar_one())
         lock_classes(connection, [class_id])
-        _check_open(KnownClass(class_id, name), workshop.live, open_rollout_of(connection, [class_id]))
+        _check_open(KnownClass(class_id, name), open_rollout_of(connection, [class_id]))
         number = connection.execute(sa.select(sa.func.count()).where(c.class_id == class_id)).scalar_one()
         pattern = itertools.islice(roles(shares.gate_share, shares.holdout_share), number, None)
         results: list[ExampleResult] = []
@@ -195,13 +195,8 @@ def _result(image: _Arrived, owners: dict[str, int], names: dict[int, str], clas
     return ExampleResult(image.file, image.sha256, "refused", reason=reason)
 
 
-def _check_open(known: KnownClass, live: Manifest | None, rollout: Rollout | None) -> None:
+def _check_open(known: KnownClass, rollout: Rollout | None) -> None:
     """Conflict if images of this class would come too late to be learned from."""
-    if live and known.id in {entry.id for entry in live.trained}:
-        raise Conflict(
-            f"class {known.name!r} is trained already: version {live.version} has it. "
-            "Images are taken of classes that are not; give a new class another name"
-        )
     if rollout and rollout.state != QUEUED:
         raise Conflict(
             f"class {known.name!r} is being learned by increment {rollout.id} ({rollout.state}); "
@@ -224,16 +219,29 @@ def kept(store: Store, class_ids: Iterable[int] | None = None) -> list[Example]:
     return found if wanted is None else [example for example in found if example.class_id in wanted]
 
 
-def pending(store: Store, live: Manifest | None) -> list[KnownClass]:
-    """The classes that wait for training: with training images, no row in live's last layer, in no open increment.
+def waiting(workshop: Workshop, live: Manifest | None, class_ids: Iterable[int] | None = None) -> list[Example]:
+    """The kept images, of all classes or some, that the model of `live` has not learned from, whatever their role.
+
+    Of a class without a row in it, that is all; of a trained one, what came since. It follows from the version alone,
+    so that it is right after a rollback, and after an increment that came to nothing.
+    """
+    found = kept(workshop.store, class_ids)
+    if live is None:
+        return found
+    trained, learned = {entry.id for entry in live.trained}, learned_images(workshop.registry, live)
+    return [example for example in found if example.class_id not in trained or example.sha256 not in learned]
+
+
+def pending(workshop: Workshop, live: Manifest | None) -> list[KnownClass]:
+    """The classes that wait for training: with training images that live has not learned from, in no open increment.
 
     What an operator withdrew waits for nothing.
     """
-    trained = {entry.id for entry in live.trained} if live else set()
+    store = workshop.store
     learning = {class_id for rollout in store.open_rollouts() for class_id in rollout.class_ids}
     out = withdrawn.ids(store, live)
-    with_images = {example.class_id for example in kept(store) if example.role == "training"}
-    return [known for known in store.classes() if known.id in with_images - trained - learning - out]
+    with_images = {example.class_id for example in waiting(workshop, live) if example.role == "training"}
+    return [known for known in store.classes() if known.id in with_images - learning - out]
 
 
 def decoding(size: int, resize_to: int) -> Preprocess:

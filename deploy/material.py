@@ -1,15 +1,17 @@
 """What an increment is given: images by their roles, the teacher and its memory, out of the store and the registry."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 
 from lifelist.deploy import examples
 from lifelist.deploy.records import Rollout
-from lifelist.deploy.workshop import CHECKPOINT, Workshop, memory
+from lifelist.deploy.workshop import CHECKPOINT, STATISTICS, Workshop, memory
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.registry import Registry
 from lifelist.training.data import LOT, Images
 from lifelist.training.job import Class, Task
 from lifelist.training.options import TrainingOptions
@@ -19,11 +21,17 @@ from lifelist.training.pixels import Collector, Pixels
 def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | None]:
     """What training is given, and the version that it learns from: what is live now. Failed if it cannot go on."""
     live, store = workshop.live, workshop.store
-    new = store.classes(rollout.class_ids)
-    if live and (again := [c.name for c in new if c.id in {entry.id for entry in live.trained}]):
-        raise Failed(f"classes {again} were trained by another increment meanwhile: version {live.version} has them")
+    trained = {entry.id for entry in live.trained} if live else set()
+    named = store.classes(rollout.class_ids)
+    new, refreshed = [c for c in named if c.id not in trained], [c for c in named if c.id in trained]
+    chosen = examples.waiting(workshop, live, rollout.class_ids)
+    news = Counter(example.class_id for example in chosen if example.role == "training")
+    if live and (again := [c.name for c in refreshed if not news[c.id]]):
+        raise Failed(
+            f"classes {again} were trained by another increment meanwhile: version {live.version} has learned from all "
+            "of their images"
+        )
     options = _options(workshop.settings.training, rollout.method, live)
-    chosen = examples.kept(store, rollout.class_ids)
     if live:
         kept = {example.sha256: example for example in examples.kept(store, [entry.id for entry in live.trained])}
         lists_of = memory(workshop.registry, live)
@@ -34,11 +42,13 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
             for digest in digests
             if digest in kept
         ]
-        chosen = [*remembered, *(e for e in kept.values() if e.role == "gate"), *chosen]
+        judged = [example for example in kept.values() if example.role == "gate"]
+        chosen = [*remembered, *judged, *(e for e in chosen if not (e.class_id in trained and e.role == "gate"))]
     task = Task(
         options=options,
         old=tuple(Class(entry.id, entry.name) for entry in live.trained) if live else (),
         new=tuple(Class(known.id, known.name) for known in new),
+        refreshed={known.id: news[known.id] for known in refreshed},
         heads=_heads(live),
         images=Images(
             _pixels(workshop, [e.sha256 for e in chosen], options),
@@ -47,6 +57,8 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
         ),
         roles=torch.tensor([examples.ROLES.index(e.role) for e in chosen], dtype=torch.uint8),
         teacher=workshop.registry.read(live, CHECKPOINT) if live else None,
+        statistics=_statistics(workshop.registry, live),
+        pretrained=str(live.options.get("pretrained", "")) if live else "",
         bias=live.bias if live else None,
         mean=live.preprocess.mean if live else None,
         std=live.preprocess.std if live else None,
@@ -72,6 +84,12 @@ def _options(declared: TrainingOptions, method: str, live: Manifest | None) -> T
     return dataclasses.replace(
         options, network=live.network, image_size=seen.size, resize_to=seen.resize_to, pretrained=""
     )
+
+
+def _statistics(registry: Registry, live: Manifest | None) -> bytes | None:
+    """Those of the live version, if its backbone was frozen when it was made."""
+    kept = live is not None and any(entry.name == STATISTICS for entry in live.files)
+    return registry.read(live, STATISTICS) if live and kept else None
 
 
 def _heads(live: Manifest | None) -> tuple[int, ...]:

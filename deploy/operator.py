@@ -221,7 +221,7 @@ def describe(workshop: Workshop, found: Rollout) -> Increment:
     return {
         "id": found.id,
         "state": found.state,
-        "method": found.method,
+        "method": found.row,
         "classes": [{"id": known.id, "name": known.name} for known in workshop.store.classes(found.class_ids)],
         "teacher": found.facts.get("teacher"),
         "version": found.version,

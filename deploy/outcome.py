@@ -129,7 +129,7 @@ def outcome(workshop: Workshop, number: int) -> Outcome:
     new = [class_id for class_id in rollout.class_ids if class_id not in old]
     names = {c.id: c.name for m in (teacher, version) if m for c in m.classes}
     names |= {known.id: known.name for known in workshop.store.classes()}
-    answers_by = METHODS[rollout.method].answers_by
+    answers_by: AnswerKind = METHODS[rollout.row].answers_by if rollout.row in METHODS else "linear"
     answers_before = _answers_by(before) if before else None
     after_own = after_found.get(answers_by, {})
     before_own = before_found.get(answers_before or "", {})

@@ -27,15 +27,20 @@ class Rollout:
 
     id: int
     state: str
-    method: str
+    method: str  # as it was asked for
     request_key: str | None
-    class_ids: tuple[int, ...]  # the new classes, in order of arrival
+    class_ids: tuple[int, ...]  # of the classes that bring images, new or known, in order of arrival
     cancel_requested: bool
     facts: Mapping[str, Any]
     reason: str | None  # why it was rejected, failed or cancelled
     version: int | None  # that it published
     created_at: str
     updated_at: str
+
+    @property
+    def row(self) -> str:
+        """The row of the table of methods that it learned by; of "auto", that itself until it has been trained."""
+        return str(self.facts.get("method", self.method))
 
     @property
     def ended(self) -> bool:

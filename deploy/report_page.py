@@ -99,7 +99,7 @@ svg {{ display: block }} svg text {{ font-size: 11px; fill: {QUIET}; font-family
 def _header(found: Outcome, title: str) -> str:
     rollout = found.rollout
     version = f"version {found.version.version}" if found.version else "no version"
-    line = f"{rollout.method} · {version} · {_source(found)} · {rollout.state} · asked for {_time(rollout.created_at)}"
+    line = f"{rollout.row} · {version} · {_source(found)} · {rollout.state} · asked for {_time(rollout.created_at)}"
     reason = f'<p class="verdict">{escape(f"{rollout.state.capitalize()}: {rollout.reason}")}</p>'
     own = {a.key: a for a in found.answers}.get(found.answers_by)
     old, new, both = (own.groups.get(group) if own else None for group in ("old", "new", "all"))
@@ -253,8 +253,8 @@ def _told_apart(found: Outcome) -> list[AnswerOutcome]:
 
 
 def _rebalance(found: Outcome) -> str | None:
-    name = METHODS[found.rollout.method].rebalance
-    return None if name == "none" else name.replace("-", " ")
+    row = METHODS.get(found.rollout.row)
+    return None if row is None or row.rebalance == "none" else row.rebalance.replace("-", " ")
 
 
 def _bias_row(one: AnswerOutcome, found: Outcome) -> str:
@@ -368,11 +368,13 @@ def _facts(found: Outcome) -> str:
     rollout, facts = found.rollout, found.rollout.facts
     rows: list[tuple[str, object]] = [
         ("state", f"{rollout.state}{f': {rollout.reason}' if rollout.reason else ''}"),
-        ("method", f"{rollout.method}, answers by {found.answers_by.replace('_', ' ')}, rebalance: "
+        ("method", f"{rollout.row}, answers by {found.answers_by.replace('_', ' ')}, rebalance: "
                    f"{_rebalance(found) or 'none'}"),
         ("origin", _source(found)),
         ("version", found.version.version if found.version else "none was published"),
     ]  # fmt: skip
+    if because := facts.get("method_reason"):
+        rows.append(("chosen because", because))
     if bias := facts.get("bias"):
         count = bias["last_row"] - bias["first_row"]
         rows_of = f"the newest {count} rows of the last layer" if count > 1 else "the newest row of the last layer"

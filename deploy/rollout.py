@@ -4,6 +4,7 @@ A table of steps, and a few lines that walk it. Whoever walks it may be killed a
 at the step that had not ended. One rollout is carried at a time; later ones wait in the queue.
 """
 
+import dataclasses
 import logging
 import shutil
 from collections import Counter
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from lifelist.deploy import examples, steps
 from lifelist.deploy.records import KnownClass, Rollout
 from lifelist.deploy.settings import GateCheck
-from lifelist.deploy.store import QUEUED, Store
-from lifelist.deploy.workshop import Workshop
+from lifelist.deploy.store import QUEUED
+from lifelist.deploy.workshop import Workshop, memory
 from lifelist.exporter.errors import (
     BadInput,
     BadSetting,
@@ -27,7 +28,8 @@ from lifelist.exporter.errors import (
     Refused,
 )
 from lifelist.exporter.manifest import Manifest
-from lifelist.training.methods import METHODS
+from lifelist.training.methods import NAMES, certainly_trains, possible
+from lifelist.training.options import TrainingOptions, check
 
 log = logging.getLogger(__name__)
 
@@ -68,23 +70,27 @@ def start(
     request_key: str | None = None,
 ) -> Rollout:
     """Queue a rollout of the named classes (names or ids), or of all that are pending, by a method, or the settings'.
+    A class that is trained already is learned again with the images that came since.
 
     A `request_key` that was used before gives the rollout that it was used for, and changes nothing. Conflict if there
-    is nothing to learn, a class cannot be learned now, or the gate could not judge it; Missing for an unknown class.
+    is nothing to learn, a class cannot be learned now, or the gate could not judge it; BadSetting if memory or batch
+    do not do for so many classes or images; Missing for an unknown class.
     """
     store, settings = workshop.store, workshop.settings
-    if method is not None and method not in METHODS:
-        raise BadSetting(f"method {method!r} does not exist; there are {', '.join(METHODS)}")
+    if method is not None and method not in NAMES:
+        raise BadSetting(f"method {method!r} does not exist; there are {', '.join(NAMES)}")
     named = None if classes is None else [store.class_named(name) for name in classes]
     if request_key is not None and (known := store.rollout_of(request_key)) is not None:
         return _same_request(known, named, method)
     live = workshop.live
-    waiting = examples.pending(store, live)
+    waiting = examples.pending(workshop, live)
     chosen = waiting if named is None else named
     if not chosen:
-        raise Conflict("no class waits to be learned: add examples of a new one first")
-    _check_learnable(store, live, chosen, settings.gate)
-    rollout = store.add_rollout(method or settings.training.method, [c.id for c in chosen], request_key)
+        raise Conflict("no class waits to be learned: add examples first, of a new one or of one that is known")
+    _check_learnable(workshop, live, chosen, settings.gate)
+    options = dataclasses.replace(settings.training, method=method or settings.training.method)
+    _check_options(workshop, live, chosen, options)
+    rollout = store.add_rollout(options.method, [c.id for c in chosen], request_key)
     return rollout if request_key is None else _same_request(rollout, named, method)
 
 
@@ -183,17 +189,38 @@ def _same_request(rollout: Rollout, named: Sequence[KnownClass] | None, method: 
 
 
 def _check_learnable(
-    store: Store, live: Manifest | None, chosen: Sequence[KnownClass], checks: Sequence[GateCheck]
+    workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass], checks: Sequence[GateCheck]
 ) -> None:
-    """Conflict if a class is trained already, has nothing to train on, or too little for the gate to judge it."""
-    if again := [known.name for known in chosen if examples.state_of(live, known.id) == "trained"]:
-        raise Conflict(f"classes {again} are trained already, in version {live and live.version}")
-    counts = Counter((example.class_id, example.role) for example in examples.kept(store, [c.id for c in chosen]))
-    if empty := [known.name for known in chosen if not counts[known.id, "training"]]:
-        raise Conflict(f"classes {empty} have no images to train on; add examples of them first")
+    """Conflict if a class has nothing to train on that live has not seen, or a new one too little for the gate."""
+    trained = {entry.id for entry in live.trained} if live else set()
+    images = examples.waiting(workshop, live, [known.id for known in chosen])
+    counts = Counter((example.class_id, example.role) for example in images)
+    if empty := [known for known in chosen if not counts[known.id, "training"]]:
+        if again := [known.name for known in empty if known.id in trained]:
+            raise Conflict(
+                f"classes {again} are trained already, in version {live and live.version}, and have no new images to "
+                "train on; add examples of them first"
+            )
+        raise Conflict(
+            f"classes {[known.name for known in empty]} have no images to train on; add examples of them first"
+        )
     needed = max((check.min_images for check in checks if check.check == "new_class_accuracy"), default=0)
-    if few := [f"{known.name!r} ({found})" for known in chosen if (found := counts[known.id, "gate"]) < needed]:
+    new = [known for known in chosen if known.id not in trained]
+    if few := [f"{known.name!r} ({found})" for known in new if (found := counts[known.id, "gate"]) < needed]:
         raise Conflict(
             f"the gate needs {needed} images of each new class that training does not see; too few of "
             f"{', '.join(few)}. Add more examples: every few are set apart for it"
         )
+
+
+def _check_options(
+    workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass], options: TrainingOptions
+) -> None:
+    """BadSetting if memory or batch do not do for the classes and images that this increment would have."""
+    trained = {entry.id for entry in live.trained} if live else set()
+    images = examples.waiting(workshop, live, [known.id for known in chosen])
+    count = sum(example.role == "training" for example in images)
+    if live and any(row.replays for row in possible(options.method)):
+        count += sum(map(len, memory(workshop.registry, live)["exemplars"].values()))
+    trains = certainly_trains(options.method, len(trained))
+    check(options, classes=len(trained | {known.id for known in chosen}), images=count if trains else None)

@@ -87,6 +87,11 @@ class Settings(_Options):
     database: str = Field(
         default="", description="SQLAlchemy URL of rollouts and feedback; empty: lifelist.db in home (SQLite)"
     )
+    training_workers: int = Field(
+        default=1,
+        ge=0,
+        description="processes that share each batch of an increment beside a server; 0: one for each GPU",
+    )
     gate: tuple[GateCheck, ...] = Field(default=GATE, description="the checks that a candidate must pass to go live")
     examples: ExampleOptions = ExampleOptions()
     serving: ServingOptions = ServingOptions()

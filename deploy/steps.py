@@ -13,7 +13,7 @@ import numpy as np
 
 from lifelist.deploy import examples, following, gate
 from lifelist.deploy.records import Rollout
-from lifelist.deploy.workshop import CHECKPOINT, Workshop, memory
+from lifelist.deploy.workshop import CHECKPOINT, Workshop, learned_images, memory
 from lifelist.exporter import session
 from lifelist.exporter.errors import Cancelled, Failed, Refused
 from lifelist.exporter.manifest import Manifest, Parity
@@ -52,6 +52,7 @@ def train_increment(workshop: Workshop, rollout: Rollout) -> Facts:
     look()
     learned = read_result(folder)
     facts: Facts = {"seconds": learned.seconds, "evaluation": learned.figures, "warnings": list(learned.warnings)}
+    facts |= {"method": learned.method} | ({"method_reason": learned.reason} if learned.reason else {})
     return facts | ({"bias": dataclasses.asdict(learned.bias)} if learned.bias else {})
 
 
@@ -94,13 +95,14 @@ def judge_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
     teacher = rollout.facts["teacher"]
     live = None if teacher is None else session.load(workshop.registry, teacher)
     old = [entry.id for entry in live.manifest.trained] if live else []
-    judged = [e for e in examples.kept(workshop.store, [*old, *rollout.class_ids]) if e.role == "gate"]
+    new = [class_id for class_id in rollout.class_ids if class_id not in old]
+    judged = [e for e in examples.kept(workshop.store, [*old, *new]) if e.role == "gate"]
     images = examples.pixels(workshop, [example.sha256 for example in judged], made.preprocess)
     truth = np.array([example.class_id for example in judged], np.int64)
     evidence = gate.Evidence(
         candidate=made,
         live=live.manifest if live else None,
-        names={known.id: known.name for known in workshop.store.classes(rollout.class_ids)},
+        names={known.id: known.name for known in workshop.store.classes(new)},
         truth=truth,
         answered=gate.answers(session.load(registry, made.version), images, made.default_answer),
         answered_by_live=gate.answers(live, images, live.manifest.default_answer) if live else truth[:0],
@@ -139,15 +141,16 @@ def make_live(workshop: Workshop, rollout: Rollout) -> Facts:
 
 
 def tidy(workshop: Workshop, rollout: Rollout) -> Facts:
-    """tidy: images of trained classes go that are neither exemplar nor hold-out in use nor gate image, unless kept."""
+    """tidy: images that were learned go that are neither exemplar nor hold-out in use nor gate image, unless kept."""
     if workshop.settings.examples.keep:
         return {"deleted": 0}
     version = workshop.registry.manifest(int(rollout.facts["version"]))
     lists_of = memory(workshop.registry, version)
     needed = {digest for lists in lists_of.values() for digests in lists.values() for digest in digests}
     trained = examples.kept(workshop.store, [entry.id for entry in version.trained])
-    unneeded = [e.sha256 for e in trained if e.role != "gate" and e.sha256 not in needed]
-    examples.forget(workshop, unneeded)
+    unneeded = learned_images(workshop.registry, version) - needed  # what came since waits to be learned
+    unneeded &= {example.sha256 for example in trained if example.role != "gate"}
+    examples.forget(workshop, sorted(unneeded))
     return {"deleted": len(unneeded), "swept": examples.sweep(workshop, GRACE_S)}
 
 

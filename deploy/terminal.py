@@ -127,6 +127,8 @@ class Follower:
         self._close()
         if kind == "warning":
             note(f"warning: {data['message']}")
+        elif kind == "method":
+            note(f"method: {data['method']}, because {data['reason']}")
         elif kind == "state":
             note(f"… {data['state']}")
         elif kind == "examples":

@@ -1,5 +1,6 @@
 """Who carries the rollouts while a server runs: a detached Ray actor, which Ray starts again if it is killed."""
 
+import functools
 import logging
 import os
 import threading
@@ -33,7 +34,8 @@ class Worker:
         events.to_stderr(logging.INFO)
         serving = settings.serving
         replace_live = swap.over_replicas(Registry(settings.registry_url), serving.prepare_timeout_s)
-        self.workshop = open_workshop(settings, train=train_beside, swap=replace_live, end_training=end_trainer)
+        train = functools.partial(train_beside, workers=settings.training_workers)
+        self.workshop = open_workshop(settings, train=train, swap=replace_live, end_training=end_trainer)
         threading.Thread(target=self._work, name="rollouts", daemon=True).start()
 
     def process_id(self) -> int:
@@ -66,11 +68,11 @@ def start(settings: Settings) -> Any:
     return actor.remote(settings)
 
 
-def train_beside(folder: Path, look: Look) -> None:
+def train_beside(folder: Path, look: Look, workers: int = 1) -> None:
     """Train in the trainer's actor, looking up twice a second. Cancelled ends it for good; else it outlives us."""
     from lifelist.training import sidecar
 
-    trainer = sidecar.trainer()
+    trainer = sidecar.trainer(workers)
     running = trainer.train.remote(str(folder))
     while not ray.wait([running], timeout=POLL_S)[0]:
         try:

@@ -11,8 +11,11 @@ from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Blobs, Registry
 from lifelist.exporter.storage import open_storage
 
-# Files of a version, beside those of session.py. The last: Learned.evaluation, of the model that this version brought.
+# Files of a version, beside those of session.py. EVALUATION: Learned.evaluation of the model that the version brought.
+# LEARNED: ids of all images that its model, or one that it learned from, was given, as far as they were kept then.
 CHECKPOINT, EXEMPLARS, EVALUATION = "checkpoint.safetensors", "exemplars.json", "evaluation.json"
+STATISTICS = "statistics.safetensors"  # only where the backbone is frozen (training/statistics.py)
+LEARNED = "learned.json"
 
 Memory = Mapping[str, Mapping[str, list[str]]]  # {"exemplars": {"<class id>": [image ids, best first]}, "holdout": …}
 Look = Callable[[], None]  # called every now and then while training; it may raise Cancelled
@@ -72,3 +75,10 @@ def memory(registry: Registry, version: Manifest) -> Memory:
     """The images that a version remembers."""
     found: Memory = json.loads(registry.read(version, EXEMPLARS))
     return found
+
+
+def learned_images(registry: Registry, version: Manifest) -> set[str]:
+    """The images that are no news to a version; of one that was made before there was such a list, its memory."""
+    if any(entry.name == LEARNED for entry in version.files):
+        return set(json.loads(registry.read(version, LEARNED)))
+    return {digest for lists in memory(registry, version).values() for ids in lists.values() for digest in ids}

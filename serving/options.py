@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lifelist.exporter.preprocess import ImageLimits
 
+DAY_S = 86_400.0  # no time here can sensibly be longer; infinity would fail where it is used
+
 
 class ServingOptions(BaseModel):
     """How queries are answered; frozen."""
@@ -33,11 +35,19 @@ class ServingOptions(BaseModel):
     )
     max_image_bytes: int = Field(default=10 * 2**20, ge=1, description="bytes of one image file")
     max_pixels: int = Field(default=50_000_000, ge=1, description="width × height of one image")
-    read_timeout_s: float = Field(default=30, gt=0, description="seconds for the body of a query to arrive")
-    answer_timeout_s: float = Field(default=30, gt=0, description="seconds for a query to be answered once it arrived")
-    prepare_timeout_s: float = Field(default=300, gt=0, description="seconds for the replicas to load a new version")
-    reconcile_s: float = Field(default=1, gt=0, description="seconds between a replica's looks at what is live")
-    drain_s: float = Field(default=2, ge=0, description="seconds that a replica stays reachable when it is stopped")
+    read_timeout_s: float = Field(default=30, gt=0, le=DAY_S, description="seconds for the body of a query to arrive")
+    answer_timeout_s: float = Field(
+        default=30, gt=0, le=DAY_S, description="seconds for a query to be answered once it arrived"
+    )
+    prepare_timeout_s: float = Field(
+        default=300, gt=0, le=DAY_S, description="seconds for the replicas to load a new version"
+    )
+    reconcile_s: float = Field(
+        default=1, gt=0, le=DAY_S, description="seconds between a replica's looks at what is live"
+    )
+    drain_s: float = Field(
+        default=2, ge=0, le=DAY_S, description="seconds that a replica stays reachable when it is stopped"
+    )
 
     @model_validator(mode="after")
     def _one_query_fits(self) -> Self:

@@ -69,6 +69,15 @@ def test_a_broken_file_is_bad_input_and_named(run: Run, tmp_path: Path) -> None:
     assert "b.png" in err
 
 
+def test_whoever_adds_images_of_a_trained_class_is_told_that_they_wait(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "heron").mkdir()
+    (tmp_path / "heron" / "a.png").write_bytes(bird(0))
+    code, out, _ = run("examples", "add", str(tmp_path / "heron"))
+    assert (code, out) == (
+        0, "heron (class 1): 1 accepted; trained, in version 1: new images wait for the next increment\n"
+    )  # fmt: skip
+
+
 def test_examples_are_added_class_by_class_with_progress(run: Run, pictures: Path) -> None:
     code, out, err = run("examples", "add", str(pictures))
     assert code == 0

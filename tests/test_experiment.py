@@ -110,15 +110,15 @@ def test_a_folder_is_not_continued_with_another_order_of_classes_or_other_images
 
     data, place = write(tmp_path / "data", {"a": 10, "b": 99}), tmp_path / "kept"
     with pytest.raises(Stop):
-        run_experiment(data, QUICK, classes_per_increment=1, folder=place, on_event=stop)
+        run_experiment(data, replace(QUICK, batch_size=0), classes_per_increment=1, folder=place, on_event=stop)
     assert json.loads((place / "experiment.json").read_text())["names"] == ["a", "b"]
     write(data, {"b": 98})
     with pytest.raises(BadInput, match=r"holds another experiment \(images differ\)"):
-        run_experiment(data, QUICK, classes_per_increment=1, folder=place)
+        run_experiment(data, replace(QUICK, batch_size=0), classes_per_increment=1, folder=place)
     write(data, {"b": 99})
     (data / "a").rename(data / "c")
     with pytest.raises(BadInput, match=r"holds another experiment \(names, images differ\)"):
-        run_experiment(data, QUICK, classes_per_increment=1, folder=place)
+        run_experiment(data, replace(QUICK, batch_size=0), classes_per_increment=1, folder=place)
 
 
 def test_b16_the_headline_is_the_last_value_not_the_best() -> None:
@@ -215,5 +215,5 @@ def test_the_doc_lists_every_method_and_every_number_that_has_a_test() -> None:
 
 
 def test_what_an_experiment_keeps_is_what_the_next_increment_would_be_given() -> None:
-    found = tasks(QUICK, groups=((0, 1), (2,)), per_class=15)
+    found = tasks(replace(QUICK, batch_size=16), groups=((0, 1), (2,)), per_class=15)
     assert learn(found[1][0]).checkpoint == found[1][1].checkpoint

@@ -116,7 +116,7 @@ def test_the_reason_has_every_failed_check_and_no_other(tmp_path: Path) -> None:
 
 
 def test_a_forgetful_candidate_is_kept_as_rejected_with_its_figures_and_live_does_not_move(tmp_path: Path) -> None:
-    workshop = prepared(tmp_path, gate=GATE, epochs=30, learning_rate=0.05)  # enough to learn what is new
+    workshop = prepared(tmp_path, gate=GATE, epochs=30, learning_rate=0.05, batch_size=14)  # enough to learn
     before = workshop.registry.ref("live")
     ended = learn(workshop, "blue", method="finetune")  # no exemplar, no distillation: it forgets
     assert ended.state == "rejected"

@@ -288,7 +288,7 @@ def test_parity_sees_a_correction_that_was_left_out(resnet: nn.Module, exported:
 
 def test_parity_sees_rows_in_another_order(resnet: nn.Module, exported: bytes) -> None:
     weight, bias = fold.fold_bias(*last_layer(7, 64), BiasCorrection(0.6, -0.45, 4, 7))
-    moved = np.roll(weight, 1, axis=0), np.roll(bias, 1)  # no row stays where it was, whichever the images are taken for
+    moved = np.roll(weight, 1, axis=0), np.roll(bias, 1)  # no row stays where it was
     found = parity.compare(exported, resnet, *moved, SMALL, images(40, 32))
     assert found.top1_agreement == 0
 

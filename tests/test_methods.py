@@ -19,7 +19,7 @@ from lifelist.training.job import Task
 from lifelist.training.loop import Phase, Run, Teacher, batches, learning_rate, scaled, start, train
 from lifelist.training.methods import METHODS, Schedule
 from lifelist.training.options import TrainingOptions
-from lifelist.training.pixels import BATCH, Pixels
+from lifelist.training.pixels import Pixels
 from lifelist.training.rebalance import REBALANCE
 
 
@@ -42,7 +42,10 @@ def test_the_table_is_that_of_the_design() -> None:
         "finetune": ((x, o, o, o), "softmax", "none", "linear"),
         "replay": ((x, o, x, o), "softmax", "none", "linear"),
         "joint": ((x, o, x, o), "softmax", "none", "linear"),
+        "ncm": ((x, o, x, o), "softmax", "class-means", "nearest_mean"),
+        "ridge": ((x, o, x, o), "softmax", "ridge", "linear"),
     }
+    assert [name for name, m in METHODS.items() if m.frozen] == ["ncm", "ridge"]
 
 
 def test_every_row_names_a_form_and_a_rebalance_that_exist() -> None:
@@ -343,11 +346,11 @@ def test_a_loss_that_is_not_a_number_ends_the_increment_with_a_reason() -> None:
 
 def test_i10_features_do_not_depend_on_how_many_images_are_looked_at_together() -> None:
     net = network.build("resnet32", classes=3, image_size=8)
-    pixels, run = noise(2 * BATCH + 3), run_of()
+    pixels, run = noise(2 * evaluate.BATCH + 3), run_of()
     sizes: list[int] = []
     net.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
     together = evaluate.features(net, pixels, run)
-    assert max(sizes) == BATCH
+    assert max(sizes) == evaluate.BATCH
     torch.testing.assert_close(together[-3:], evaluate.features(net, pixels[-3:], run))
 
 

@@ -63,6 +63,18 @@ def test_a_new_class_is_answerable_when_its_examples_are_accepted(client: Client
     assert shared == server.workshop.registry.manifest(1).file("model.onnx")
 
 
+def test_new_images_of_a_trained_class_are_accepted_and_can_be_learned_by_name_or_as_all_pending(
+    client: Client,
+) -> None:
+    added = client.add_examples("heron", files(0, 5))
+    assert added["class"] == {"id": 1, "name": "heron", "state": "trained"}
+    assert (added["accepted"], added["version"]) == (5, 1)  # nothing is enrolled: it has a row
+    started = client.start_increment(["heron"])
+    assert [known["name"] for known in started["classes"]] == ["heron"]
+    client.cancel(started["id"])
+    assert [known["name"] for known in client.start_increment()["classes"]] == ["heron"]
+
+
 def test_each_image_is_answered_for(client: Client) -> None:
     client.add_examples("wren", files(3, 2))
     added = client.add_examples("robin", [*files(4, 1), *files(4, 1), ("note.txt", b"not an image"), *files(3, 1)])

@@ -281,7 +281,7 @@ def test_if_live_is_another_model_meanwhile_the_increment_ends_and_says_so(
     assert ended.state == "failed"
     assert "learned from version 2, and live is now version 1, of another model" in (ended.reason or "")
     assert workshop.live == workshop.registry.manifest(1)
-    assert [known.name for known in examples.pending(workshop.store, workshop.live)] == ["blue", "yellow"]
+    assert [known.name for known in examples.pending(workshop, workshop.live)] == ["blue", "yellow"]
     again = learn(workshop, "yellow")  # from what is live now
     assert (again.state, again.facts["teacher"]) == ("done", 1)
 

@@ -28,7 +28,7 @@ def known(workshop: Workshop) -> list[str]:
 
 
 def waiting(workshop: Workshop) -> list[str]:
-    return [entry.name for entry in examples.pending(workshop.store, workshop.live)]
+    return [entry.name for entry in examples.pending(workshop, workshop.live)]
 
 
 def test_a_class_that_was_rolled_back_is_not_enrolled_again_beside_others(workshop: Workshop) -> None:

@@ -1,23 +1,19 @@
 """Tensors on disk: safetensors with one JSON header, written whole or not at all. Never pickle."""
 
 import json
-import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from lifelist.exporter.errors import Corrupt
-from lifelist.training.pixels import Pixels, batches, mapped
 
-_DTYPES = {"U8": (np.dtype(np.uint8), torch.uint8), "I64": (np.dtype("<i8"), torch.int64)}  # of images
 _HEADER = "lifelist"  # one metadata key: safetensors writes several in any order, and files would differ
 
 
@@ -46,7 +42,7 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 def remove_halves(folder: Path) -> None:
     """Remove what writers that were killed left behind in a folder that nobody else writes to now."""
-    for file in folder.glob(".*.safetensors.*"):
+    for file in folder.glob(".*.*.*"):
         file.unlink(missing_ok=True)
 
 
@@ -56,40 +52,6 @@ def pack(tensors: Mapping[str, Tensor], header: Mapping[str, Any] | None = None)
     metadata = None if header is None else {_HEADER: json.dumps(header, sort_keys=True)}
     data: bytes = safetensors.torch.save(plain, metadata)
     return data
-
-
-def parts(tensors: Mapping[str, Tensor | Pixels]) -> Iterator[bytes]:
-    """A safetensors file in parts: like `pack` without a header, but for tensors that may be larger than memory."""
-    facts: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        shape, dtype = list(tensor.shape), next(n for n, (_, d) in _DTYPES.items() if d == tensor.dtype)
-        facts[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
-    header = json.dumps(facts, sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)
-    yield len(header).to_bytes(8, "little") + header
-    for tensor in tensors.values():
-        for part in batches(tensor) if isinstance(tensor, Pixels) else [tensor]:
-            yield part.cpu().contiguous().numpy().tobytes()
-
-
-def mapped_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, each mapped into memory: only to be read. Corrupt if it is not such a file."""
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            facts = json.loads(file.read(length))
-        found = {}
-        for name, fact in facts.items():
-            start, end = fact["data_offsets"]
-            dtype = _DTYPES[fact["dtype"]][0]
-            if end - start != dtype.itemsize * math.prod(fact["shape"]):
-                raise ValueError(f"{name} is not as long as its shape says")
-            found[name] = mapped(path, dtype, fact["shape"], 8 + length + start)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Corrupt(f"{path} is not a safetensors file of ours: {error!r}") from error
-    return found
 
 
 def unpack(data: bytes, where: str) -> dict[str, Tensor]:

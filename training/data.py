@@ -15,9 +15,9 @@ from lifelist.exporter.errors import BadInput
 from lifelist.exporter.manifest import Preprocess
 from lifelist.exporter.preprocess import decode
 from lifelist.training.left_out import LeftOut
-from lifelist.training.options import TrainingOptions
+from lifelist.training.options import TrainingOptions, check
 from lifelist.training.pixels import Collector, Pixels, batches
-from lifelist.training.sources import Encoded, class_names, encoded, ignored
+from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
 
 LOT, LOT_BYTES = 256, 32 * 2**20  # encoded images that are held at a time, at most
 TRAINING, HOLDOUT, GATE = 0, 1, 2  # roles of an image, as images.safetensors stores them
@@ -62,6 +62,8 @@ def read(
 ) -> Dataset:
     """Decode every image of `source` as serving would (exporter/preprocess.py), a lot at a time.
 
+    BadSetting, before any is decoded, if the memory is too small for so many classes.
+
     An image that cannot be used is left out; `left_out` says which, and why. BadInput if that is more than half of
     them, or all of a class. An image that stands there more than once is taken once, as what it was first: public data
     sets have such images, even under two classes (CIFAR-100: a girl who is a baby).
@@ -77,50 +79,43 @@ def read(
                 raise BadInput(image.problem)
             return decode(image.data, preprocess)
         except BadInput as error:
-            return type(error)(f"{image.where}: {error}") if strict else error
+            return error
 
+    check(options, classes=len(counted(source)))
     left = LeftOut(ignored=ignored(source))
-    known: dict[str, Encoded] = {}  # by digest, the images that are used, without their bytes
-    unusable: dict[str, str] = {}  # by digest, and why
+    used: dict[str, Encoded] = {}  # by sha256, without their bytes
     collector = Collector(options.image_size, folder, room)
     with ThreadPoolExecutor() as pool:
         for lot in _lots(encoded(source)):
-            fresh: dict[str, Encoded] = {}
-            for digest, image in lot:
-                if digest not in known and digest not in unusable:
-                    fresh.setdefault(digest, image)
-            usable: list[np.ndarray] = []
-            for digest, found in zip(fresh, pool.map(decoded, fresh.values()), strict=True):
-                if isinstance(found, np.ndarray):
-                    usable.append(found)
-                elif strict:
-                    raise found
-                else:
-                    unusable[digest] = str(found)
-            if usable:
-                collector.add(np.stack(usable))
-            for digest, image in lot:
-                if digest in unusable:
-                    left.leave(image.class_name, image.where, unusable[digest])
-                elif (other := known.get(digest)) is not None:
+            pixels: list[np.ndarray] = []
+            for image, found in zip(lot, pool.map(decoded, lot), strict=True):
+                digest = hashlib.sha256(image.data).hexdigest()
+                if isinstance(found, BadInput):
+                    if strict:
+                        raise type(found)(f"{image.where}: {found}")
+                    left.leave(image.class_name, image.where, str(found))
+                elif (other := used.get(digest)) is not None:
                     left.leave_copy(image.class_name, image.where, f"{other.where} ({other.class_name})")
                 else:
-                    known[digest] = replace(image, data=b"")
+                    used[digest] = replace(image, data=b"")
+                    pixels.append(found)
                     left.use(image.class_name)
+            if pixels:
+                collector.add(np.stack(pixels))
     left.check()
-    names = class_names(known.values())
+    names = class_names(used.values())
     number = {name: k for k, name in enumerate(names)}
-    labels = torch.tensor([number[image.class_name] for image in known.values()])
-    test = torch.tensor([image.split == "test" for image in known.values()])
-    return Dataset(Images(collector.pixels(), labels, tuple(known)), tuple(names), test, left)
+    labels = torch.tensor([number[image.class_name] for image in used.values()])
+    test = torch.tensor([image.split == "test" for image in used.values()])
+    return Dataset(Images(collector.pixels(), labels, tuple(used)), tuple(names), test, left)
 
 
-def _lots(images: Iterator[Encoded]) -> Iterator[list[tuple[str, Encoded]]]:
-    """(sha256, image) in lists of bounded size: what is in memory at a time before it is decoded."""
-    lot: list[tuple[str, Encoded]] = []
+def _lots(images: Iterator[Encoded]) -> Iterator[list[Encoded]]:
+    """Lists of bounded size: the encoded images that are in memory at a time."""
+    lot: list[Encoded] = []
     size = 0
     for image in images:
-        lot.append((hashlib.sha256(image.data or image.problem.encode()).hexdigest(), image))
+        lot.append(image)
         size += len(image.data)
         if len(lot) == LOT or size >= LOT_BYTES:
             yield lot
@@ -163,10 +158,15 @@ def colour_statistics(pixels: Pixels | Tensor) -> tuple[Colour, Colour]:
     return (means[0], means[1], means[2]), (r, g, b)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting until it is there: each wait in a step would leave a GPU idle."""
+    return tensor.to(device, non_blocking=True)
+
+
 def normalise(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """B×S×S×3 uint8 → B×3×S×S float32, (x/255 - mean)/std, in channels-last order as convolutions like it."""
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pixels.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pixels.device)
+    scale = sent(torch.tensor([1 / (255 * s) for s in std]), pixels.device)
+    shift = sent(torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]), pixels.device)
     return (pixels * scale + shift).permute(0, 3, 1, 2)
 
 
@@ -191,15 +191,15 @@ class Augmentation:
         mirrored = torch.rand(count, generator=lot) < (0.5 if self.flip else 0.0)
         kind, amount = torch.randint(3, (count,), generator=lot), torch.rand(count, generator=lot) * 2 - 1
         stays = torch.rand(count, generator=lot) < (0.5 if self.colour else 0.0)
-        shift = shift.masked_fill(stays, 0).to(pixels.device)
+        shift = sent(shift.masked_fill(stays, 0), pixels.device)
         if self.colour:
-            pixels = _recolour(pixels, kind.to(pixels.device), amount.to(pixels.device))
+            pixels = _recolour(pixels, sent(kind, pixels.device), sent(amount, pixels.device))
         images = normalise(pixels, mean, std).permute(0, 2, 3, 1)
         if not (reach or self.flip):
             return images.permute(0, 3, 1, 2)
         along = torch.arange(size, device=pixels.device)
         rows = along + shift[0, :, None]
-        columns = torch.where(mirrored.to(pixels.device)[:, None], along.flip(0), along) + shift[1, :, None]
+        columns = torch.where(sent(mirrored, pixels.device)[:, None], along.flip(0), along) + shift[1, :, None]
         inside = ((rows >= 0) & (rows < size))[:, :, None] & ((columns >= 0) & (columns < size))[:, None, :]
         which = torch.arange(count, device=pixels.device)[:, None, None]
         moved = images[which, rows.clamp(0, size - 1)[:, :, None], columns.clamp(0, size - 1)[:, None, :]]

@@ -9,20 +9,34 @@ from torch.nn import functional
 
 from lifelist.training.loop import Run
 from lifelist.training.network import Network
-from lifelist.training.pixels import Pixels, batches
+from lifelist.training.pixels import Pixels
+from lifelist.training.threads import side_by_side
+
+BATCH = 128  # a whole class at once would not fit a GPU (methods.md I10)
 
 
-@torch.no_grad()
-def features(network: Network, pixels: Pixels | Tensor, run: Run, *, mirrored: bool = False) -> Tensor:
-    """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, float32, and without augmentation (B2, B3)."""
+def features(
+    network: Network, pixels: Pixels | Tensor, run: Run, *, mirrored: bool = False, half: bool = False
+) -> Tensor:
+    """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, and without augmentation (B2, B3).
+
+    half: bfloat16 inside the network, for what only ranks images; whatever is measured or served takes float32.
+    """
     was_training = network.training
     network.eval()
-    found = [torch.zeros(0, network.dim)]
-    for part in batches(pixels):
-        x = run.normalised(part)
-        found.append(network(x.flip(3) if mirrored else x).float().cpu())
+
+    def of(part: slice) -> Tensor:
+        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=half):
+            x = run.normalised(pixels[part])
+            found: Tensor = network(x.flip(3) if mirrored else x)
+            return found.float()
+
+    cores = torch.get_num_threads() if run.device.type == "cpu" else 1
+    size = max(1, min(BATCH, -(-len(pixels) // cores)))
+    parts = [slice(start, start + size) for start in range(0, max(1, len(pixels)), size)]
+    raw = torch.cat(side_by_side(of, parts, cores) if cores > 1 else [of(part) for part in parts])
     network.train(was_training)
-    return torch.cat(found)
+    return raw.cpu()
 
 
 @torch.no_grad()
@@ -37,7 +51,7 @@ def unit(rows: Tensor) -> Tensor:
     return functional.normalize(rows, dim=-1)
 
 
-def class_mean(plain: Tensor, mirrored: Tensor | None) -> Tensor:
+def class_mean(plain: Tensor, mirrored: Tensor | None = None) -> Tensor:
     """normalise((mean of unit features + mean of the mirrored images' unit features) / 2), D (iCaRL's code; I3).
 
     plain, mirrored: N×D raw features of a class's exemplars and of their mirror images, None to leave those out.
@@ -95,6 +109,37 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
         if best is not None and final is not None:
             drops.append(best - final)
     return sum(drops) / len(drops) if drops else None
+
+
+def alike(
+    predicted: Tensor, rows: Tensor, new: Sequence[int], *, least_images: int = 8
+) -> list[tuple[int, int, int, int]]:
+    """Pairs of classes that are taken for one another as often as by chance: (row, row, images confused, images).
+
+    A pair is told if one of it is in `new`, it has `least_images` together and two of each, and
+
+    - nine tenths of its images are answered by one of the two: it is this pair that is confused, and with nothing else;
+    - which of the two they are hardly decides which of them is answered: the shares that are right of each add up to at
+      most 1.25. By chance, or if all are taken for one, they add up to 1; a sound classifier comes close to 2;
+    - of the other images, seven tenths are right, and there are as many: a network that knows little confuses anything.
+
+    predicted, rows: N int64 rows of the last layer.
+    """
+    classes = 1 + int(torch.cat([predicted, rows]).max()) if len(rows) else 0
+    counts = torch.bincount(rows * classes + predicted, minlength=classes**2).view(classes, classes)
+    shown, right = counts.sum(1).tolist(), counts.diagonal().tolist()
+    found = []
+    for a, b in (counts + counts.T).triu(1).nonzero().tolist():  # of all pairs, those that were confused at all
+        images, others = shown[a] + shown[b], len(rows) - shown[a] - shown[b]
+        if not {a, b} & set(new) or images < least_images or min(shown[a], shown[b]) < 2 or others < least_images:
+            continue
+        confused = int(counts[a, b] + counts[b, a])
+        only_this_pair = right[a] + right[b] + confused >= 0.9 * images
+        by_chance = right[a] / shown[a] + right[b] / shown[b] <= 1.25
+        knows_the_rest = sum(right) - right[a] - right[b] >= 0.7 * others
+        if only_this_pair and by_chance and knows_the_rest:
+            found.append((a, b, confused, images))
+    return found
 
 
 def worst_group(per_class: Mapping[str, float | None], heads: Sequence[Sequence[int]]) -> float | None:

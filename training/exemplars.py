@@ -7,8 +7,10 @@ from torch import Tensor
 
 from lifelist.exporter.errors import BadInput
 from lifelist.training.options import TrainingOptions
+from lifelist.training.threads import one_thread
 
 
+@one_thread()
 def herd(features: Tensor, m: int) -> Tensor:
     """The m rows whose running mean stays closest to the class mean, best first (iCaRL, algorithm 4).
 

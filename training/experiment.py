@@ -21,9 +21,9 @@ from lifelist.training.checkpoint import write_atomically
 from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_on_arrival
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
-from lifelist.training.methods import METHODS
+from lifelist.training.methods import METHODS, certainly_trains, possible
 from lifelist.training.names import alike, looks_like
-from lifelist.training.options import TrainingOptions
+from lifelist.training.options import TrainingOptions, check
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
 
@@ -71,9 +71,11 @@ class Result:
         average = _mean(self.accuracies())
         lost = evaluate.forgetting(self.matrix())
         by = self.steps[-1].answers_by.replace("_", " ")
+        chosen = ", ".join(step.method for step in self.steps)
+        method = self.options.method if self.options.method in METHODS else f"{self.options.method} ({chosen})"
         text += [
             "",
-            f"method {self.options.method}, answers by {by}, seed {self.options.seed}; accuracy in % on test images",
+            f"method {method}, answers by {by}, seed {self.options.seed}; accuracy in % on test images",
             f"last {_percent(self.accuracies()[-1])}, average of all increments, base included, {_percent(average)}, "
             f"forgetting {_percent(lost)}",
         ]
@@ -90,6 +92,8 @@ class Result:
             "forgetting": evaluate.forgetting(self.matrix()),
             "steps": [
                 {
+                    "method": step.method,
+                    "reason": step.reason,
                     "evaluation": step.evaluation,
                     "bias": dataclasses.asdict(step.bias) if step.bias else None,
                     "seconds": step.seconds,
@@ -131,6 +135,7 @@ def run_experiment(
     dataset = _in_order(dataset, arrival)
     roles = _roles(dataset, options)
     groups = _numbered(groups)
+    _check(dataset, roles, groups, options)
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         _claim(root, options, groups, dataset)
@@ -212,6 +217,7 @@ def next_task(
         new=tuple(Class(c, dataset.names[c]) for c in groups[k]),
         heads=last.heads if last else (),
         teacher=last.checkpoint if last else None,
+        statistics=last.statistics if last else None,
         bias=last.bias if last else None,
         mean=last.mean if last else None,
         std=last.std if last else None,
@@ -221,8 +227,8 @@ def next_task(
 
 
 def _roles(dataset: Dataset, options: TrainingOptions) -> torch.Tensor:
-    """The source's own test images are the gate's; else a share of each class. Hold-out only if the method uses it."""
-    holdout = HOLDOUT_SHARE if METHODS[options.method].holdout else 0.0
+    """The source's own test images are the gate's; else a share of each class. Hold-out where the method may use it."""
+    holdout = HOLDOUT_SHARE if any(method.holdout for method in possible(options.method)) else 0.0
     lot = seeded(options.seed, "roles")
     if not bool(dataset.test.any()):
         return roles_on_arrival(dataset.images.labels, gate=TEST_SHARE, holdout=holdout, generator=lot)
@@ -239,6 +245,20 @@ def _in_order(dataset: Dataset, order: Sequence[int]) -> Dataset:
     number[torch.tensor(order)] = torch.arange(len(order))
     images = Images(dataset.images.pixels, number[dataset.images.labels], dataset.images.ids)
     return replace(dataset, images=images, names=tuple(dataset.names[c] for c in order))
+
+
+def _check(dataset: Dataset, roles: torch.Tensor, groups: Sequence[Sequence[int]], options: TrainingOptions) -> None:
+    """BadSetting, before anything is trained, if the options do not do for one of the increments."""
+    counts = torch.bincount(dataset.images.labels[roles == TRAINING], minlength=len(dataset.names)).tolist()
+    rows = possible(options.method)
+    check(options, classes=len(dataset.names))  # the last increment needs the largest memory
+    for k, group in enumerate(groups):
+        before = [c for earlier in groups[:k] for c in earlier]
+        old = [counts[c] for c in before] if any(row.replays for row in rows) else []
+        share = max(counts) if any(row.keeps_all for row in rows) else options.quota(len(before))
+        images = sum(counts[c] for c in group) + sum(min(count, share) for count in old)
+        trains = certainly_trains(options.method, len(before))
+        check(options, classes=len(before) + len(group), images=images if trains else None)
 
 
 def _numbered(groups: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

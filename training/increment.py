@@ -1,4 +1,7 @@
-"""The story of one increment: from a teacher and images of new classes to a student that knows both."""
+"""The story of one increment: from a teacher and images of new classes to a student that knows both.
+
+A class that is known and brings new images is *refreshed*: it keeps its row, and its images count as new ones do.
+"""
 
 import importlib.metadata
 import itertools
@@ -13,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lifelist.exporter.errors import Corrupt
-from lifelist.training import evaluate, network
+from lifelist.exporter.errors import BadInput, Corrupt
+from lifelist.training import auto, evaluate, network, workers
 from lifelist.training.checkpoint import pack, remove_halves, unpack
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Images, colour_statistics
 from lifelist.training.exemplars import SELECTIONS, shares
@@ -26,6 +29,9 @@ from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
 from lifelist.training.pixels import Pixels
 from lifelist.training.rebalance import REBALANCE, Increment
+from lifelist.training.statistics import Statistics, Sums, add, as_bytes, from_bytes
+
+UNBALANCED = 20  # times as many images of one class as of another that is learned with it
 
 
 def _ignore(event: Event) -> None:
@@ -36,7 +42,7 @@ def _ignore(event: Event) -> None:
 class Material:
     """The images of an increment by what they are for; rows of the last layer instead of class ids."""
 
-    training: Images  # exemplars, best first, and all training images of new classes
+    training: Images  # exemplars, best first, and all training images of new and refreshed classes
     holdout: Images  # as many of each class
     gate: Images
 
@@ -47,7 +53,7 @@ class Material:
 
 
 def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event], None] = _ignore) -> Learned:
-    """Learn the new classes of `task` without forgetting the old ones, as its method's row says.
+    """Learn what is new in `task` without forgetting the old classes, as its method's row says.
 
     folder    where a checkpoint is kept after every epoch; the same call resumes from there. None: in memory only
     on_event  gets a dict for every epoch and warning; see loop.train
@@ -60,52 +66,66 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
             warnings.append(event["message"])
         on_event(event)
 
-    options, method = task.options, METHODS[task.options.method]
+    options = task.options
+    name, reason = auto.resolve(task)
+    if reason:
+        tell({"kind": "method", "method": name, "reason": reason})
+    method = METHODS[name]
     schedules, n, m = method.schedules[options.schedule], len(task.old), len(task.new)
-    heads = (*task.heads, m)
+    heads = (*task.heads, m) if m else task.heads
+    refreshed = [row for row, c in enumerate(task.old) if c.id in task.refreshed]
     material = sort_images(task, method)
     if task.mean is not None and task.std is not None:
         mean, std = task.mean, task.std
     else:
         mean, std = colour_statistics(material.training.pixels)
     run = start(options, mean=mean, std=std, fingerprint=task.fingerprint, folder=folder, tell=tell)
-    student, teacher = _student_and_teacher(task, method, run)
+    student, teacher = student_and_teacher(task, method, run)
 
-    replayed = material.training if method.replays else _without_old(material.training, task)
+    replayed = material.training if method.replays else _with_news(material.training, task)
     rows = material.rows(task, replayed)
+    _compare_counts(task, name, run)
     schedule = schedules.increment if n else schedules.base
+    pixels = _near(replayed.pixels, run)
     phase = Phase(
         name="main",
         method=method,
         schedule=scaled(schedule, options, schedule),
-        pixels=_near(replayed.pixels, run),
+        pixels=pixels,
         rows=rows,
         n=n,
         heads=distillation_heads(task.heads),
         teacher=teacher if method.distils else None,
+        refreshed=refreshed,
     )
-    train(student, phase, run)
+    if not (n and method.frozen):
+        train(student, phase, run)
+    statistics = _statistics(student, task, run) if method.frozen else {}
 
     gate_rows = material.rows(task, material.gate)
-    uncorrected = evaluate.head_logits(student, evaluate.features(student, material.gate.pixels, run))
+    raw = evaluate.features(student, material.gate.pixels, run)
+    uncorrected = evaluate.head_logits(student, raw)
     bias = None
-    if n:
+    if n or method.frozen:
         increment = Increment(
             method=method,
             schedules=schedules,
             run=run,
             n=n,
+            refreshed=refreshed,
             heads=heads,
-            pixels=phase.pixels,
+            pixels=pixels,
             rows=rows,
             held_pixels=material.holdout.pixels,
             held_rows=material.rows(task, material.holdout),
+            statistics=[statistics[c] for c in task.class_ids] if statistics else (),
         )
         bias = REBALANCE[method.rebalance](student, increment)
 
-    exemplars, means = _remember(student, task, method, run)
+    exemplars, means = _remember(student, task, method, run, statistics)
     _, held = shares(options, n + m, reserved=task.reserved)
-    raw = evaluate.features(student, material.gate.pixels, run)
+    if n and schedules.balanced is not None:  # the features have changed since
+        raw = evaluate.features(student, material.gate.pixels, run)
     answers = {
         "linear": evaluate.by_linear(corrected(evaluate.head_logits(student, raw), bias)),
         "linear_uncorrected": evaluate.by_linear(uncorrected),
@@ -113,6 +133,13 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     }
     evaluation = {k: evaluate.accuracy(v, gate_rows, task.class_ids, n) for k, v in answers.items()}
     _sound_alarm(evaluation[method.answers_by]["per_class"], task, heads, run)
+    unseen = torch.cat([raw, evaluate.features(student, material.holdout.pixels, run)])
+    _tell_alike(
+        evaluate.by_nearest_mean(unseen, means),
+        torch.cat([gate_rows, material.rows(task, material.holdout)]),
+        task,
+        run,
+    )
     return Learned(
         checkpoint=pack(student.state_dict()),
         class_ids=task.class_ids,
@@ -129,22 +156,24 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
         seconds=round(time.monotonic() - began, 3),
         warnings=tuple(warnings),
         software=software(run),
+        method=name,
+        reason=reason,
+        statistics=as_bytes(statistics) if statistics else None,
     )
 
 
 def sort_images(task: Task, method: Method) -> Material:
     """Which images an increment trains on, corrects its bias with, and is judged by: three sets without overlap.
 
-    Of an old class, no more exemplars than its share of the memory; of the hold-out, the same count of every class,
-    old and new (B6), as large as the memory and the class with the fewest allow.
+    Of an old class without new images, no more exemplars than its share of the memory; of the hold-out, the same count
+    of every class, old and new (B6), as large as the memory and the class with the fewest allow.
     """
     exemplars, held = shares(task.options, len(task.old), reserved=task.reserved)
-    old = {c.id for c in task.old}
     training, holdout = [], []
     available = min(int(task.of(c, HOLDOUT).sum()) for c in task.class_ids)
     for class_id in task.class_ids:
         which = task.of(class_id, TRAINING).nonzero()[:, 0]
-        training.append(which[:exemplars] if class_id in old and not method.keeps_all else which)
+        training.append(which if class_id in task.with_news or method.keeps_all else which[:exemplars])
         holdout.append(task.of(class_id, HOLDOUT).nonzero()[:, 0][: min(held, available)])
     images = task.images
     return Material(images.take(torch.cat(training)), images.take(torch.cat(holdout)), images.take(task.roles == GATE))
@@ -158,8 +187,37 @@ def _sound_alarm(per_class: Mapping[str, float | None], task: Task, heads: Seque
         run.warn("group.collapsed", f"the classes of one increment are right in {worst:.1%} only; see per_class")
 
 
-def _without_old(images: Images, task: Task) -> Images:
-    return images.take(torch.isin(images.labels, torch.tensor([c.id for c in task.new])))
+def _compare_counts(task: Task, name: str, run: Run) -> None:
+    """Warn before training if a class may be drowned by another: every image counts the same in the loss (B19)."""
+    names = {c.id: c.name for c in (*task.old, *task.new)}
+    counts = {class_id: int(task.of(class_id, TRAINING).sum()) for class_id in task.with_news}
+    few, many = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    method = METHODS[name]
+    if method.answers_by == "linear" and not method.frozen and counts[many] >= UNBALANCED * counts[few]:
+        run.warn(
+            "classes.unbalanced",
+            f"{names[few]} has {counts[few]} images to train on, {names[many]} {counts[many]}: in a short training "
+            f"{name} may not learn to answer {names[few]}. Send more images of it, or choose method "
+            "icarl, which answers by nearest mean",
+        )
+
+
+def _tell_alike(predicted: Tensor, rows: Tensor, task: Task, run: Run) -> None:
+    """Warn of a new class that cannot be told from another, by images that were not trained on.
+
+    predicted: by nearest mean, whatever the method: a linear answer may prefer one class for the count of its images.
+    """
+    names = [c.name for c in (*task.old, *task.new)]
+    for a, b, confused, count in evaluate.alike(predicted, rows, range(len(task.old), len(names))):
+        run.warn(
+            "classes.alike",
+            f"{names[a]} and {names[b]} are taken for one another in {confused} of {count} images, as often as by "
+            "chance: if they are one class under two names, go back to the version before, and add images under one",
+        )
+
+
+def _with_news(images: Images, task: Task) -> Images:
+    return images.take(torch.isin(images.labels, torch.tensor(task.with_news)))
 
 
 def _near(pixels: Pixels, run: Run) -> Pixels:
@@ -169,7 +227,7 @@ def _near(pixels: Pixels, run: Run) -> Pixels:
     return pixels
 
 
-def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network, Teacher | None]:
+def student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network, Teacher | None]:
     """The student starts from the teacher's *uncorrected* checkpoint; only the teacher's answers are corrected."""
     options, n, m = task.options, len(task.old), len(task.new)
     teacher = None if task.teacher is None else load_network(task.teacher, options, n)
@@ -180,43 +238,84 @@ def _student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network,
         )
     else:
         student = teacher.copy()
-        student.grow(m, seeded(options.seed, "new rows", n))
+        if m:
+            student.grow(m, seeded(options.seed, "new rows", n))
     for module in (student, teacher):
         if module is not None:
             module.to(device=run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return student, None if teacher is None else Teacher(teacher, task.bias)
 
 
-def _remember(student: Network, task: Task, method: Method, run: Run) -> tuple[dict[int, tuple[str, ...]], Tensor]:
+def _statistics(student: Network, task: Task, run: Run) -> Statistics:
+    """Of every class: what the teacher's version has, and those of all new images.
+
+    A version whose backbone was trained has none: its exemplars then stand for all images of old classes. BadInput if
+    a class has no exemplar either.
+    """
+    known = {} if task.statistics is None else from_bytes(task.statistics, student.dim)
+    found: Statistics = {c.id: known[c.id] for c in task.old if c.id in known}
+    lacking = [c for c in task.old if c.id not in found]
+    if gone := [f"{c.id} ({c.name})" for c in lacking if not bool(task.of(c.id, TRAINING).any())]:
+        raise BadInput(
+            f"the live version has neither statistics nor exemplars of classes {', '.join(gone)}, so "
+            "a method whose backbone is frozen cannot answer them; choose one that trains, such as wa"
+        )
+    for class_id in dict.fromkeys((*(c.id for c in lacking), *task.with_news)):
+        pixels = task.images.take(task.of(class_id, TRAINING)).pixels
+        if class_id in known:  # which its exemplars are part of
+            pixels = pixels.take(slice(-task.refreshed[class_id], None))
+        found = add(found, class_id, Sums.of(*_views(student, pixels, run)))
+    if lacking:
+        run.warn(
+            "statistics.from-exemplars",
+            f"the live version has no statistics of {len(lacking)} old classes, as its backbone was trained last: "
+            "their exemplars stand for all their images, which is an approximation",
+        )
+    return found
+
+
+def _views(student: Network, pixels: Pixels, run: Run) -> list[Tensor]:
+    """N×D raw features of images, and of their mirror images where training mirrors."""
+    mirrored = (False, True) if run.options.flip else (False,)
+    return [evaluate.features(student, pixels, run, mirrored=which) for which in mirrored]
+
+
+def _remember(
+    student: Network, task: Task, method: Method, run: Run, statistics: Statistics
+) -> tuple[dict[int, tuple[str, ...]], Tensor]:
     """(exemplars of each class, best first; class means C×D).
 
-    An old class was ranked when it came, and keeps a prefix of that; a new one is ranked now, once. The means are of
-    the exemplars, with the new network, for every class (Rebuffi et al. 2017, section 2.2).
+    An old class was ranked when it last brought images, and keeps a prefix of that; one that brings some is ranked now,
+    its exemplars among them. The means are of the exemplars, with the new network, for every class (Rebuffi et al.
+    2017, section 2.2); with statistics, of every image ever seen.
     """
-    options, old = task.options, {c.id for c in task.old}
+    options = task.options
     share, _ = shares(options, len(task.class_ids), reserved=task.reserved)
     kept: dict[int, tuple[str, ...]] = {}
     means = []
     for row, class_id in enumerate(task.class_ids):
         images = task.images.take(task.of(class_id, TRAINING))
         count = len(images) if method.keeps_all else min(share, len(images))
-        ranked = images
-        if class_id not in old and count:
-            raw = evaluate.features(student, images.pixels, run)
-            lot = seeded(options.seed, "exemplars", class_id)
-            ranked = images.take(SELECTIONS[options.selection](evaluate.unit(raw), count, lot))
-        kept[class_id] = ranked.ids[:count]
-        shown = (
-            ranked.pixels.take(torch.arange(count)) if count else images.pixels
-        )  # no memory: a new class's images are still here
-        if len(shown):
-            plain = evaluate.features(student, shown, run)
-            mirrored = evaluate.features(student, shown, run, mirrored=True) if options.flip else None
-            means.append(evaluate.class_mean(plain, mirrored))
+        best_first = images
+        if class_id in task.with_news and count:
+            best_first = ranked(student, images, count, class_id, run)
+        kept[class_id] = best_first.ids[:count]
+        shown = best_first.pixels.take(slice(count)) if count else images.pixels  # no memory: new images are still here
+        if class_id in statistics:
+            means.append(statistics[class_id].mean)
+        elif len(shown):
+            means.append(evaluate.class_mean(*_views(student, shown, run)))
         else:
             run.warn("mean.from-weights", f"class {class_id} has no exemplar; its row of the last layer is its mean")
             means.append(evaluate.unit(student.head.weight[row].detach().float().cpu()))
     return kept, torch.stack(means)
+
+
+def ranked(student: Network, images: Images, count: int, class_id: int, run: Run) -> Images:
+    """The `count` best exemplars of a class, best first, as the option `selection` says."""
+    raw = evaluate.features(student, images.pixels, run, half=run.half)
+    lot = seeded(run.options.seed, "exemplars", class_id)
+    return images.take(SELECTIONS[run.options.selection](evaluate.unit(raw), count, lot))
 
 
 def load_network(checkpoint: bytes | Path, options: TrainingOptions, classes: int) -> Network:
@@ -236,23 +335,30 @@ def software(run: Run) -> dict[str, str]:
     found = {package: importlib.metadata.version(package) for package in packages}
     on_gpu = run.device.type == "cuda"
     found["device"] = torch.cuda.get_device_name(run.device) if on_gpu else f"cpu, {torch.get_num_threads()} threads"
-    return found | {"precision": "bf16" if run.half else "fp32"}
+    found["precision"] = "bf16" if run.half else "fp32"
+    return found | ({"workers": str(workers.count())} if workers.count() > 1 else {})
 
 
 def run(folder: Path, on_event: Callable[[Event], None] = _ignore) -> None:
     """The increment in `folder` (see job.py), to its end. Again after a kill: it resumes. After its end: nothing to do.
 
     A result of another task (its fingerprint differs) is thrown away with its epochs, and it starts afresh.
-    ctrl-C, or a kill at any moment, leaves a folder that the same call resumes from its last epoch.
+    ctrl-C, or a kill at any moment, leaves a folder that the same call resumes from its last epoch. Of several workers
+    (workers.py), each of which makes this call, one writes: the others only read the folder, and `on_event` is silent.
     """
     task = read_task(folder)
     if is_finished(folder, task.fingerprint):
+        return
+    if workers.rank() > 0:
+        workers.meet()
+        learn(task, folder=folder / "epochs")
         return
     if (folder / "result" / "result.json").exists():  # of another task, and so are its epochs
         for part in ("result", "epochs"):
             shutil.rmtree(folder / part, ignore_errors=True)
     for part in ("epochs", "result"):
         remove_halves(folder / part)
+    workers.meet()  # no other looks for an epoch before those of another task are gone
     with _Journal(folder / "events.jsonl") as journal:
 
         def tell(event: Event) -> None:

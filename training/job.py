@@ -1,13 +1,16 @@
 """An increment as a folder: what it is given, and what came of it. The contract between a rollout and training.
 
-job.json             options, classes, heads, bias, mean and std, and the sha256 of the files that belong to it
-images.safetensors   labels int64 N (class ids), roles uint8 N, pixels uint8 N×S×S×3: these may be larger than memory, and
-                     are written in parts, checked in one pass, and mapped
-images.json          N image ids, in the same order
-teacher.safetensors  the parent's checkpoint; absent for a base
-epochs/              one checkpoint for each phase, replaced after every epoch
-events.jsonl         one event a line
-result/              checkpoint.safetensors, means.safetensors, and result.json with their sha256, written last
+job.json                options, classes, heads, bias, mean and std, and the sha256 of the files that belong to it
+images.json             N image ids
+images.safetensors      labels int64 N (class ids), roles uint8 N, in the same order
+pixels.npy              uint8 N×S×S×3, in the same order; may be larger than memory, so it is written in parts, its
+                        digest is checked in a pass of its own, and it is mapped
+teacher.safetensors     the parent's checkpoint; absent for a base
+statistics.safetensors  the parent's (statistics.py), if it has any
+epochs/                 one checkpoint for each phase, replaced after every epoch
+events.jsonl            one event a line
+result/                 checkpoint.safetensors, means.safetensors, statistics.safetensors if the backbone is frozen,
+                        and result.json with their sha256, written last
 
 No byte of a file is interpreted before its digest is checked: Corrupt names a file that is not what was written.
 """
@@ -16,7 +19,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +28,13 @@ from torch import Tensor
 
 from lifelist.exporter.errors import BadInput, Corrupt
 from lifelist.exporter.manifest import AnswerKind, BiasCorrection
-from lifelist.training.checkpoint import mapped_tensors, pack, parts, remove_halves, unpack, write_atomically
+from lifelist.training.checkpoint import pack, remove_halves, unpack, write_atomically
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Colour, Images
-from lifelist.training.options import TrainingOptions
-from lifelist.training.pixels import Pixels
+from lifelist.training.methods import certainly_trains, possible
+from lifelist.training.options import TrainingOptions, check
+from lifelist.training.pixels import as_npy, from_npy
 
-IMAGES = "images.safetensors"
+PIXELS = "pixels.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +54,19 @@ class Task:
     images: Images
     roles: Tensor  # N uint8: 0 training (of old classes: their exemplars, best first), 1 hold-out, 2 gate
     old: tuple[Class, ...] = ()
+    refreshed: Mapping[int, int] = field(default_factory=dict)  # id of an old class → how many of its images are new
     heads: tuple[int, ...] = ()  # how many classes each earlier increment brought, in row order
     teacher: bytes | None = None  # the parent's checkpoint, unfolded; None for a base
+    statistics: bytes | None = None  # the parent's (statistics.py); None if its backbone has just been trained
     bias: BiasCorrection | None = None  # the parent's
+    pretrained: str = ""  # the file of weights that the teacher's backbone began from
     mean: Colour | None = None  # computed from a base's training images, and the same ever after
     std: Colour | None = None
 
     def __post_init__(self) -> None:
         ids = self.class_ids
-        if not self.new:
-            raise BadInput("an increment needs at least one new class; this one has none")
+        if not self.new and not self.refreshed:
+            raise BadInput("an increment needs at least one new class, or new images of a known one; this one has none")
         if len(set(ids)) != len(ids):
             raise BadInput(f"a class id stands twice among old and new classes: {ids}; ids are given once")
         if (self.teacher is None) != (not self.old) or sum(self.heads) != len(self.old):
@@ -67,6 +74,8 @@ class Task:
                 f"{len(self.old)} old classes need a teacher and heads that sum to as many; "
                 f"got {'a' if self.teacher else 'no'} teacher and heads {self.heads}"
             )
+        if unknown := sorted(set(self.refreshed) - {c.id for c in self.old}):
+            raise BadInput(f"refreshed classes should be old ones, {[c.id for c in self.old]}; {unknown} are not")
         if self.bias is not None and not 0 <= self.bias.first_row < self.bias.last_row <= len(self.old):
             raise BadInput(
                 f"the teacher's correction is of rows that it does not have: {self.bias}; it has {len(self.old)}"
@@ -87,12 +96,21 @@ class Task:
             )
         if len(set(self.images.ids)) != len(self.images):
             raise BadInput("an image stands twice: an image plays one role, once and for good")
-        missing = [c for c in self.new if not bool(self.of(c.id, TRAINING).any())]
+        named = [*(c for c in self.old if c.id in self.refreshed), *self.new]
+        missing = [c for c in named if not bool(self.of(c.id, TRAINING).any())]
         if missing:
             raise BadInput(
-                f"increment names classes {[c.id for c in self.new]} but has no training images of "
+                f"increment names classes {[c.id for c in named]} but has no training images of "
                 f"{', '.join(f'{c.id} ({c.name})' for c in missing)}; add images, or leave it out"
             )
+        for class_id, count in self.refreshed.items():
+            if not 1 <= count <= (found := int(self.of(class_id, TRAINING).sum())):
+                raise BadInput(f"class {class_id} should bring 1 … {found} new training images, not {count}")
+        replays = any(row.replays for row in possible(self.options.method))
+        shown = torch.isin(self.images.labels, torch.tensor(ids if replays else self.with_news))
+        images = int((shown & (self.roles == TRAINING)).sum())
+        trains = certainly_trains(self.options.method, len(self.old))
+        check(self.options, classes=len(ids), images=images if trains else None)
 
     @property
     def class_ids(self) -> tuple[int, ...]:
@@ -102,6 +120,11 @@ class Task:
     def of(self, class_id: int, role: int) -> Tensor:
         """Mask, N bool: the images of a class in a role."""
         return (self.images.labels == class_id) & (self.roles == role)
+
+    @property
+    def with_news(self) -> tuple[int, ...]:
+        """Ids of the classes that bring images: refreshed ones, then new ones."""
+        return (*self.refreshed, *(c.id for c in self.new))
 
     @property
     def reserved(self) -> bool:
@@ -135,6 +158,9 @@ class Learned:
     seconds: float
     warnings: tuple[str, ...]
     software: Mapping[str, str]
+    method: str  # the row: of "auto", the one that was chosen …
+    reason: str = ""  # … and why
+    statistics: bytes | None = None  # safetensors (statistics.py), of every class; only of a frozen backbone
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -145,13 +171,15 @@ class Learned:
 def write_task(folder: Path, task: Task) -> None:
     """Everything that `read_task` needs; job.json last, so that a folder that has it is whole. Pixels go in parts."""
     remove_halves(folder)
-    images = {"labels": task.images.labels, "roles": task.roles, "pixels": task.images.pixels}
     files: dict[str, bytes | Iterable[bytes]] = {
-        IMAGES: parts(images),
+        PIXELS: as_npy(task.images.pixels),
+        "images.safetensors": pack({"labels": task.images.labels, "roles": task.roles}),
         "images.json": json.dumps(task.images.ids).encode(),
     }
     if task.teacher is not None:
         files["teacher.safetensors"] = task.teacher
+    if task.statistics is not None:
+        files["statistics.safetensors"] = task.statistics
     _write(folder, files, "job.json", _as_json(task))
 
 
@@ -160,12 +188,19 @@ def _as_json(task: Task) -> dict[str, Any]:
         "options": task.options.as_dict(),
         "old": [dataclasses.asdict(c) for c in task.old],
         "new": [dataclasses.asdict(c) for c in task.new],
+        "refreshed": {str(class_id): count for class_id, count in task.refreshed.items()},
         "heads": list(task.heads),
-        "teacher_sha256": hashlib.sha256(task.teacher).hexdigest() if task.teacher is not None else None,
+        "teacher_sha256": _sha256(task.teacher),
+        "statistics_sha256": _sha256(task.statistics),
+        "pretrained": task.pretrained,
         "bias": dataclasses.asdict(task.bias) if task.bias else None,
         "mean": task.mean,
         "std": task.std,
     }
+
+
+def _sha256(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def read_task(folder: Path) -> Task:
@@ -174,21 +209,24 @@ def read_task(folder: Path) -> Task:
     BadInput names a file that is missing, Corrupt one that is damaged.
     """
     try:
-        job, files = _read(folder, "job.json", but_for=IMAGES)
+        job, files = _read(folder, "job.json", but_for=PIXELS)
     except FileNotFoundError as error:
         raise BadInput(f"{folder} is not a whole increment: {error.filename} does not exist") from error
     try:
-        tensors = mapped_tensors(folder / IMAGES)
+        tensors = unpack(files["images.safetensors"], f"{folder}/images.safetensors")
         return Task(
             options=TrainingOptions.from_dict(job["options"]),
             old=tuple(Class(c["id"], c["name"]) for c in job["old"]),
             new=tuple(Class(c["id"], c["name"]) for c in job["new"]),
+            refreshed={int(class_id): count for class_id, count in job["refreshed"].items()},
             heads=tuple(job["heads"]),
             teacher=files["teacher.safetensors"] if job["old"] else None,
+            statistics=files.get("statistics.safetensors"),
+            pretrained=job["pretrained"],
             bias=BiasCorrection(**job["bias"]) if job["bias"] else None,
             mean=_colour(job["mean"]),
             std=_colour(job["std"]),
-            images=Images(Pixels(tensors["pixels"]), tensors["labels"], tuple(json.loads(files["images.json"]))),
+            images=Images(from_npy(folder / PIXELS), tensors["labels"], tuple(json.loads(files["images.json"]))),
             roles=tensors["roles"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -203,9 +241,11 @@ def write_result(folder: Path, learned: Learned, fingerprint: str) -> None:
         "exemplars": {str(k): list(v) for k, v in learned.exemplars.items()},
         "holdout": {str(k): list(v) for k, v in learned.holdout.items()},
     }
-    del rest["checkpoint"], rest["means"]
+    del rest["checkpoint"], rest["means"], rest["statistics"]
     rest["fingerprint"] = fingerprint
     files = {"checkpoint.safetensors": learned.checkpoint, "means.safetensors": pack(means)}
+    if learned.statistics is not None:
+        files["statistics.safetensors"] = learned.statistics
     _write(folder / "result", files, "result.json", rest)
 
 
@@ -237,6 +277,7 @@ def read_result(folder: Path) -> Learned:
             "exemplars": {int(k): tuple(v) for k, v in rest["exemplars"].items()},
             "holdout": {int(k): tuple(v) for k, v in rest["holdout"].items()},
             "warnings": tuple(rest["warnings"]),
+            "statistics": files.get("statistics.safetensors"),
         }
         means = unpack(files["means.safetensors"], f"{result}/means.safetensors")
         return Learned(checkpoint=files["checkpoint.safetensors"], means=means["means"], **(rest | changed))

@@ -43,8 +43,8 @@ class LeftOut:
         tried = len(self.broken) + len(self.copies) + self.used.total()
         if 2 * len(self.broken) > tried:
             raise BadInput(
-                f"{len(self.broken):,} of {tried:,} images cannot be used, which is more than half: {_some(self.broken)}. "
-                "Is this the right folder?"
+                f"{len(self.broken):,} of {tried:,} images cannot be used, which is more than half: "
+                f"{_some(self.broken)}. Is this the right folder?"
             )
         if empty := [name for name in self.reasons if not self.used[name]]:
             raise BadInput(

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from lifelist.exporter.errors import BadSetting, Failed
 from lifelist.exporter.manifest import BiasCorrection
-from lifelist.training import checkpoint
-from lifelist.training.data import Augmentation, Colour, normalise
+from lifelist.training import checkpoint, workers
+from lifelist.training.data import Augmentation, Colour, normalise, sent
 from lifelist.training.loss import TERMS, increment_loss
 from lifelist.training.methods import Method, Schedule
 from lifelist.training.network import Network
@@ -28,6 +28,7 @@ from lifelist.training.pixels import Pixels
 SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
 FEW_STEPS = 32  # in an epoch: fewer are short
 SMALLEST_IMAGE = 16  # pixels in each direction, below which no image is zoomed out
+HOPELESS = 1000.0  # times the loss of guessing: no training came back from there; from 100 times, some did
 SMALLEST_SHARE = 8192  # pixels: of fewer, a core spends its time on calls rather than on arithmetic
 
 log = logging.getLogger(__name__)
@@ -63,15 +64,22 @@ class Run:
         self.tell({"kind": "warning", "what": what, "message": message})
 
 
+def device_of(options: TrainingOptions) -> torch.device:
+    """Where it trains; auto is CUDA if that works."""
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(found if options.device == "auto" else options.device)
+
+
 def start(options: TrainingOptions, **more: Any) -> Run:
     """A Run on the device and in the precision that `options` ask for. BadSetting if there is no such device here."""
-    name = options.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    device = device_of(options)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BadSetting(
-            f"device {name!r} is not here: {torch.cuda.device_count()} CUDA devices work; auto takes the CPU"
+            f"device {options.device!r} is not here: {torch.cuda.device_count()} CUDA devices work; auto takes the CPU"
+        )
+    if device.index is not None and workers.count() > 1:
+        raise BadSetting(
+            f"device {options.device!r} is one GPU, for {workers.count()} workers; auto gives each its own"
         )
     half = {"fp32": False, "bf16": True, "auto": device.type == "cuda" and torch.cuda.is_bf16_supported()}
     return Run(options=options, device=device, half=half[options.precision], **more)
@@ -121,6 +129,7 @@ class Phase:
     n: int  # outputs that count as old
     heads: Sequence[slice]  # the old outputs, cut for distillation
     teacher: Teacher | None  # None where nothing is distilled
+    refreshed: Sequence[int] = ()  # old rows whose classes bring new images
 
 
 def scaled(schedule: Schedule, options: TrainingOptions, reference: Schedule) -> Schedule:
@@ -198,7 +207,10 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     a CPU as one that was not. The network is in eval mode afterwards.
     """
     if len(phase.rows) < 2:
-        raise Failed(f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2")
+        raise Failed(
+            f"phase {phase.name!r} has {len(phase.rows)} image to train on; batch-norm needs at least 2. "
+            "Add images, or choose a method that replays exemplars, such as bic"
+        )
     phase = replace(phase, schedule=fitted(phase.schedule, len(phase.rows)))
     optimiser = torch.optim.SGD(_groups(network, phase.schedule), lr=0.1, momentum=phase.schedule.momentum)
     random = {what: seeded(run.options.seed, phase.name, phase.n, what) for what in ("order", "augment", "noise")}
@@ -206,11 +218,17 @@ def train(network: Network, phase: Phase, run: Run) -> None:
     with forked, _Cores(network, phase, run) as cores:
         torch.manual_seed(random["noise"].initial_seed())  # dropout, in the networks that have it, draws from this one
         done = _resume(network, optimiser, random, phase, run)
+        limit = HOPELESS * guessing(phase, network.classes)
         seconds: list[float] = []
         for epoch in range(done, phase.schedule.epochs):
+            if workers.count() > 1:  # each draws its own dropout; a checkpoint keeps the state of one
+                own = seeded(run.options.seed, phase.name, phase.n, "noise", epoch, workers.rank())
+                torch.manual_seed(own.initial_seed())
             began = time.monotonic()
             loss, images = _epoch(network, optimiser, random, phase, run, epoch, cores)
             seconds.append(time.monotonic() - began)
+            if not sum(loss.values()) <= limit:  # nor if it is no number
+                raise Failed(_diverged(loss, limit, epoch, phase))
             event = {
                 "kind": "epoch",
                 "phase": phase.name,
@@ -224,12 +242,29 @@ def train(network: Network, phase: Phase, run: Run) -> None:
             _save(network, optimiser, random, phase, run, event)
             log.debug("epoch.finished", extra={"facts": event})
             run.tell(event)
+    workers.same_everywhere(network)
     network.eval()
+
+
+def guessing(phase: Phase, classes: int) -> float:
+    """The loss of a network that answers 0 for every output, and has learned nothing; a thousand images will do."""
+    rows = phase.rows[:: 1 + len(phase.rows) // 1000]
+    student, teacher = torch.zeros(len(rows), classes), torch.zeros(len(rows), phase.n)
+    return float(increment_loss(phase.method, student, teacher, rows, phase.heads, phase.refreshed).sum())
+
+
+def _diverged(loss: Mapping[str, float], limit: float, epoch: int, phase: Phase) -> str:
+    terms = ", ".join(f"{term} {value:g}" for term, value in loss.items())
+    return (
+        f"training diverged in epoch {epoch + 1} of {phase.name!r}: the loss became {terms}; guessing gives "
+        f"{limit / HOPELESS:.3g} in all. A lower learning_rate may help: it went up to {phase.schedule.learning_rate:g}"
+    )
 
 
 class _Cores:
     """Computes the gradient of a batch on several cores, each with a share of its images, as data-parallel training
     does on several GPUs: batch-norm takes the statistics of a share, and its running ones are those of the first.
+    With several workers, the cores are those of all: twice as many workers, or cores in each, come to the same.
 
     On a CPU this is quicker than several threads in each operation, which wait for one another a hundred times in a
     batch, and come nearly to a halt as soon as one of them shares its core with another program.
@@ -239,17 +274,20 @@ class _Cores:
         self.phase, self.run, self.parameters = phase, run, list(network.parameters())
         self.threads = torch.get_num_threads()
         pixels = phase.schedule.batch_size * run.options.image_size**2
-        alone = run.device.type != "cpu" or _draws(network)
-        self.count = 1 if alone else min(self.threads, max(1, pixels // SMALLEST_SHARE))
-        self.networks = [network, *(_twin(network) for _ in range(self.count - 1))]
-        self.pool = ThreadPoolExecutor(self.count, initializer=torch.set_num_threads, initargs=(1,))
+        on_cpu = run.device.type == "cpu"
+        self.count = workers.count() * (self.threads if on_cpu and not _draws(network) else 1)  # cores of all workers
+        if on_cpu:
+            self.count = min(self.count, max(1, pixels // SMALLEST_SHARE))
+        self.here = -(-self.count // workers.count())
+        self.networks = [network, *(_twin(network) for _ in range(self.here - 1))]
+        self.pool = ThreadPoolExecutor(self.here, initializer=torch.set_num_threads, initargs=(1,))
 
     def __enter__(self) -> "_Cores":
         return self
 
     def __exit__(self, *error: object) -> None:
         self.pool.shutdown()
-        if self.count > 1:
+        if self.here > 1:
             torch.set_num_threads(self.threads)  # what its threads set for themselves is kept for later ones, too
 
     def gradient(self, images: Tensor, rows: Tensor) -> Tensor:
@@ -257,22 +295,28 @@ class _Cores:
         for network in self.networks:
             network.train()
         count = max(1, min(self.count, len(rows) // SMALLEST_BATCH))
-        shares = zip(self.networks, images.chunk(count), rows.chunk(count), strict=False)
-        jobs = [(network, x, y, len(y) / len(rows)) for network, x, y in shares]
-        if count == 1:
-            found = [self._share(*jobs[0])]
-        else:
+        here = -(-count // workers.count())
+        shares = list(zip(images.chunk(count), rows.chunk(count), strict=True))[here * workers.rank() :][:here]
+        jobs = [(network, x, y, len(y) / len(rows)) for network, (x, y) in zip(self.networks, shares, strict=False)]
+        if len(jobs) > 1:
             found = [job.result() for job in [self.pool.submit(self._share, *job) for job in jobs]]
-        for parameter, *parts in zip(self.parameters, *(gradients for _, gradients in found), strict=True):
-            parameter.grad = sum(parts[1:], parts[0])
-        return torch.stack([terms for terms, _ in found]).sum(0)
+        else:
+            found = [self._share(*job) for job in jobs]
+        if not found:  # a batch with fewer shares than there are workers
+            found = [(images.new_zeros(len(TERMS)), [torch.zeros_like(p) for p in self.parameters])]
+        terms = torch.stack([terms for terms, _ in found]).sum(0)
+        sums = [sum(parts[1:], parts[0]) for parts in zip(*(gradients for _, gradients in found), strict=True)]
+        terms, *sums = workers.shared_sum([terms, *sums])
+        for parameter, gradient in zip(self.parameters, sums, strict=True):
+            parameter.grad = gradient
+        return terms
 
     def _share(self, network: Network, images: Tensor, rows: Tensor, weight: float) -> tuple[Tensor, Sequence[Tensor]]:
         phase, run = self.phase, self.run
         with torch.autocast(run.device.type, torch.bfloat16, enabled=run.half):
             student = network.logits(images)
             teacher = phase.teacher(images) if phase.teacher else student.new_zeros(len(rows), phase.n)
-        terms = weight * increment_loss(phase.method, student, teacher, rows, phase.heads)
+        terms = weight * increment_loss(phase.method, student, teacher, rows, phase.heads, phase.refreshed)
         return terms.detach(), torch.autograd.grad(terms.sum(), self.parameters, materialize_grads=True)
 
 
@@ -308,8 +352,9 @@ def _epoch(
     for step, which in enumerate(cut):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(schedule, epoch, step / len(cut))
-        rows = phase.rows[which].to(run.device)
-        x = augment(phase.pixels[which].to(run.device), run.mean, run.std, random["augment"])
+        rows = sent(phase.rows[which], run.device)
+        pixels = sent(phase.pixels[which], run.device)
+        x = augment(pixels, run.mean, run.std, random["augment"])
         if size < options.image_size:
             x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True)
         terms = cores.gradient(x, rows)
@@ -319,8 +364,6 @@ def _epoch(
         total += terms * len(rows)
         images += len(rows)
     means = (total / images).tolist()
-    if not all(map(math.isfinite, means)):
-        raise Failed(f"the loss became {means} in epoch {epoch + 1} of {phase.name!r}; a lower learning_rate may help")
     return {term: round(value, 6) for term, value in zip(TERMS, means, strict=True)}, images
 
 
@@ -357,7 +400,7 @@ def _save(
     run: Run,
     event: Event,
 ) -> None:
-    if (file := _file(phase, run)) is None:
+    if (file := _file(phase, run)) is None or workers.rank() > 0:
         return
     names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}

@@ -52,6 +52,7 @@ class Method:
     holdout: bool  # whether that needs images that were never trained on, reserved on arrival
     afresh: bool  # whether an increment starts from new weights, not from the teacher's
     keeps_all: bool  # whether every image of a known class is kept, whatever the memory's budget
+    frozen: bool  # whether only a base trains its backbone: the rebalance makes every last layer, from statistics.py
     answers_by: AnswerKind
     schedules: Mapping[ScheduleName, Schedules]
 
@@ -126,14 +127,28 @@ AS_BASE: _Rows = {"paper": Schedules(_BIC, _BIC), "short": Schedules(_SHORT_BASE
 x, o = True, False
 # fmt: off
 METHODS: dict[str, Method] = {
-    # terms 1 to 4; loss form; weights; rebalance; whether it holds out, starts afresh, keeps all; answers by
-    "bic":      Method((x, x, x, x), "softmax",  by_share, "bias-correction",     x, o, o, "linear", AS_BIC),
-    "eeil":     Method((x, o, x, x), "per-head", in_full,  "balanced-finetuning", o, o, o, "linear", AS_EEIL),
-    "eeil-all": Method((x, x, x, x), "per-head", in_full,  "balanced-finetuning", o, o, o, "linear", AS_EEIL),
-    "icarl":    Method((x, x, x, x), "sigmoid",  in_full,  "none",                o, o, o, "nearest_mean", AS_ICARL),
-    "wa":       Method((x, x, x, x), "softmax",  by_share, "weight-aligning",     o, o, o, "linear", AS_BIC),
-    "finetune": Method((x, o, o, o), "softmax",  in_full,  "none",                o, o, o, "linear", AS_FINETUNE),
-    "replay":   Method((x, o, x, o), "softmax",  in_full,  "none",                o, o, o, "linear", AS_BIC),
-    "joint":    Method((x, o, x, o), "softmax",  in_full,  "none",                o, x, x, "linear", AS_BASE),
+    # terms 1 to 4; loss form; weights; rebalance; whether it holds out, starts afresh, keeps all, is frozen; answers by
+    "bic":      Method((x, x, x, x), "softmax",  by_share, "bias-correction",     x, o, o, o, "linear", AS_BIC),
+    "eeil":     Method((x, o, x, x), "per-head", in_full,  "balanced-finetuning", o, o, o, o, "linear", AS_EEIL),
+    "eeil-all": Method((x, x, x, x), "per-head", in_full,  "balanced-finetuning", o, o, o, o, "linear", AS_EEIL),
+    "icarl":    Method((x, x, x, x), "sigmoid",  in_full,  "none",                o, o, o, o, "nearest_mean", AS_ICARL),
+    "wa":       Method((x, x, x, x), "softmax",  by_share, "weight-aligning",     o, o, o, o, "linear", AS_BIC),
+    "finetune": Method((x, o, o, o), "softmax",  in_full,  "none",                o, o, o, o, "linear", AS_FINETUNE),
+    "replay":   Method((x, o, x, o), "softmax",  in_full,  "none",                o, o, o, o, "linear", AS_BIC),
+    "joint":    Method((x, o, x, o), "softmax",  in_full,  "none",                o, x, x, o, "linear", AS_BASE),
+    "ncm":      Method((x, o, x, o), "softmax",  in_full,  "class-means",         o, o, o, x, "nearest_mean", AS_BIC),
+    "ridge":    Method((x, o, x, o), "softmax",  in_full,  "ridge",               o, o, o, x, "linear", AS_BIC),
 }  # iCaRL's third term is partial by nature: the sigmoid form never shows an exemplar's label to an old output
 # fmt: on
+AUTO = "auto"  # a row for each increment, by what is there (auto.py)
+NAMES = (*METHODS, AUTO)
+
+
+def possible(name: str) -> tuple[Method, ...]:
+    """The rows that a name may mean: one, or for "auto" any."""
+    return (METHODS[name],) if name in METHODS else tuple(METHODS.values())
+
+
+def certainly_trains(name: str, n: int) -> bool:
+    """Whether an increment with n old classes trains a network for sure, rather than a closed form."""
+    return not n or not any(row.frozen for row in possible(name))

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from lifelist.exporter.errors import BadSetting
-from lifelist.training.methods import METHODS, ScheduleName
+from lifelist.training.methods import METHODS, NAMES, ScheduleName, possible
 
 Selection = Literal["herding", "nearest", "random"]
 Precision = Literal["auto", "fp32", "bf16"]
+FITTED_QUOTA = 20  # images of a class in the memory, of which a tenth, two, are hold-out: a correction can be fitted
 
 
 def _say(default: Any, text: str) -> Any:
@@ -26,12 +27,13 @@ def _say(default: Any, text: str) -> Any:
 class TrainingOptions:
     """How an increment is trained. BadSetting names the option, its value, and what is allowed."""
 
-    method: str = _say("bic", "row of the table of methods: " + ", ".join(METHODS))
+    method: str = _say("bic", "row of the table of methods: " + ", ".join(METHODS) + "; auto: picked by what is there")
     network: str = _say("resnet32", "resnet32, resnet32-icarl, or any torchvision classification model by name")
     pretrained: str = _say("", "file with weights for the base: .safetensors, or a torch file; empty: random weights")
     image_size: int = _say(32, "the network sees this many pixels in each direction")
     resize_to: int = _say(0, "shorter side before the centre crop; 0: image_size")
     schedule: ScheduleName = _say("short", "paper: as long as its authors trained; short: for a machine without GPU")
+    time_limit_s: float = _say(0.0, "method auto: where training would take longer, the backbone is frozen; 0: none")
     epochs: int = _say(0, "epochs of an increment; 0: as the schedule says")
     batch_size: int = _say(0, "images in one step; 0: as the schedule says")
     learning_rate: float = _say(0.0, "peak learning rate; 0: as the schedule says")
@@ -47,20 +49,23 @@ class TrainingOptions:
     seed: int = _say(0, "of everything random; the same seed gives the same weights on a CPU")
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            near = difflib.get_close_matches(self.method, METHODS, n=1, cutoff=0.4)
+        if self.method not in NAMES:
+            near = difflib.get_close_matches(self.method, NAMES, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise BadSetting(f"method {self.method!r} does not exist; there are {', '.join(METHODS)}.{hint}")
+            raise BadSetting(f"method {self.method!r} does not exist; there are {', '.join(NAMES)}.{hint}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise BadSetting(f"{name} {getattr(self, name)!r} does not exist; there are {', '.join(choices)}")
-        for name, least in _LEAST.items():
+        for name, (least, most) in _LIMITS.items():
             if not getattr(self, name) >= least:
                 raise BadSetting(f"{name} should be at least {least}, not {getattr(self, name)}")
+            if math.isfinite(value := getattr(self, name)) and value > most:
+                raise BadSetting(f"{name} should be at most {most:,}, not {value:,}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise BadSetting(f"device {self.device!r} does not exist; there are auto, cpu, cuda, and cuda:N")
-        if not math.isfinite(self.learning_rate):
-            raise BadSetting(f"learning_rate should be a number, not {self.learning_rate}")
+        for name in ("learning_rate", "time_limit_s"):
+            if not math.isfinite(value := getattr(self, name)):
+                raise BadSetting(f"{name} should be a number, not {value}")
         if self.batch_size == 1:
             raise BadSetting(
                 "batch_size should be at least 2 (or 0, as the schedule says), not 1: batch-norm needs two"
@@ -103,13 +108,42 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "schedule": typing.get_args(ScheduleName),
     "precision": typing.get_args(Precision),
 }
-_LEAST: Mapping[str, float] = {
-    "image_size": 8,
-    "resize_to": 0,
-    "epochs": 0,
-    "batch_size": 0,
-    "learning_rate": 0,
-    "memory_total": 0,
-    "memory_per_class": 0,
-    "seed": 0,
+_LIMITS: Mapping[str, tuple[float, float]] = {  # least, most: beyond it, a slip of the hand
+    "image_size": (8, 4096),
+    "resize_to": (0, 8192),
+    "time_limit_s": (0, 10_000_000),
+    "epochs": (0, 100_000),
+    "batch_size": (0, 65_536),
+    "learning_rate": (0, 100),
+    "memory_total": (0, 100_000_000),
+    "memory_per_class": (0, 1_000_000),
+    "seed": (0, 2**63 - 1),
 }
+
+
+def check(options: TrainingOptions, *, classes: int, images: int | None = None) -> None:
+    """BadSetting if the memory is too small for so many classes, or a batch larger than the images to train on.
+
+    classes  known after the increment; an experiment asks for its last one.  images: None where that is not known yet
+    A memory of 0 is allowed: it means none.
+    """
+    rows = possible(options.method)
+    uses_memory = all(row.replays and not row.keeps_all and not row.frozen for row in rows)
+    holds_out = all(row.holdout for row in rows)
+    least = 2 if holds_out else 1
+    if uses_memory and (options.memory_total or options.memory_per_class) and options.quota(classes) < least:
+        name, each = ("memory_per_class", 1) if options.memory_per_class else ("memory_total", classes)
+        why = "could not keep an image of each"
+        more = ""
+        if holds_out:
+            why = "could not keep an exemplar and a hold-out image of each"
+            more = f" ({FITTED_QUOTA * each} for two hold-out images, from which a correction is fitted)"
+        raise BadSetting(
+            f"{name} {getattr(options, name)} is too small for method {options.method!r} with {classes} classes: it "
+            f"{why}. Use at least {least * each}{more}, or 0 for no memory"
+        )
+    if images is not None and options.batch_size > images:
+        raise BadSetting(
+            f"batch_size {options.batch_size} is larger than the {images} images to train on; use at most {images}, or "
+            "0 (as the schedule says, which makes batches smaller for few images)"
+        )

@@ -1,8 +1,9 @@
 """Decoded images, uint8: in memory, or in a file that is mapped there. Everything downstream takes either."""
 
+import io
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -12,18 +13,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lifelist.exporter.errors import Failed
+from lifelist.exporter.errors import Corrupt, Failed
 from lifelist.training.memory import free_memory
 
 SHARE = 4  # images may take one part in so many of the memory that is free: joining them takes as much once more
-BATCH = 256  # images that a pass over all of them holds: a whole class would not fit a GPU (methods.md I10)
+BATCH = 256  # images that a pass over all of them holds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
     """N×S×S×3 uint8: some of the images of a base, which may be far larger than memory, and is never copied."""
 
-    base: Tensor  # M×S×S×3 uint8, in memory, on a GPU, or a mapped file: see `mapped`
+    base: Tensor  # M×S×S×3 uint8: in memory, on a GPU, or mapped
     which: Tensor | None = None  # N int64 on the CPU, places in the base; None: all of it
 
     def __len__(self) -> int:
@@ -42,17 +43,20 @@ class Pixels:
     @property
     def nbytes(self) -> int:
         """Bytes that these images would take in memory."""
-        return len(self) * self.base[:1].numel() if len(self) else 0
+        return len(self) * self.base.shape[1:].numel()
 
     def __getitem__(self, which: Tensor | slice) -> Tensor:
-        """B×S×S×3 uint8 in memory: the images with these numbers (int64) or this mask (bool), in that order."""
-        return self.base[which if self.which is None else self.which[which]]
+        """B×S×S×3 uint8, where the base is: the images with these numbers (int64) or this mask (bool), in order."""
+        if self.which is not None:
+            which = self.which[which]
+        if isinstance(which, Tensor):  # to a GPU without waiting until it is there
+            which = which.to(self.base.device, non_blocking=True)
+        return self.base[which]
 
-    def take(self, which: Tensor) -> Self:
-        """The images with these numbers (int64) or this mask (bool): only numbers are copied."""
-        if which.dtype == torch.bool:
-            which = which.nonzero()[:, 0]
-        return type(self)(self.base, which if self.which is None else self.which[which])
+    def take(self, which: Tensor | slice) -> Self:
+        """The images with these numbers (int64) or this mask (bool), in order: only numbers are copied."""
+        numbers = torch.arange(len(self)) if self.which is None else self.which
+        return type(self)(self.base, numbers[which])
 
     def to(self, device: torch.device) -> Self:
         """A copy on a device, which holds only these images."""
@@ -94,7 +98,7 @@ class Collector:
         """All images that were added, in order; the last call."""
         if self._file is None:
             return Pixels(torch.from_numpy(np.concatenate([np.zeros((0, *self._shape), np.uint8), *self._held])))
-        return Pixels(mapped(self._file, np.uint8, (self._count, *self._shape)))
+        return Pixels(_mapped(np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._shape))))
 
     @property
     def _bytes(self) -> int:
@@ -105,7 +109,7 @@ class Collector:
             if self._file is None:
                 if self._folder is not None:
                     self._folder.mkdir(parents=True, exist_ok=True)
-                self._file = tempfile.TemporaryFile(dir=self._folder)
+                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
             for images in self._held:
                 self._file.write(np.ascontiguousarray(images).data)
             self._file.flush()
@@ -118,11 +122,26 @@ class Collector:
         self._held.clear()
 
 
-def mapped(file: Path | IO[bytes], dtype: npt.DTypeLike, shape: Sequence[int], offset: int = 0) -> Tensor:
-    """A tensor whose numbers stay in the file until they are looked at; only to be read. The file may be closed."""
-    if 0 in shape:
-        return torch.from_numpy(np.zeros(shape, dtype))
-    found = np.memmap(file, dtype, "r", offset=offset, shape=tuple(shape))  # type: ignore[call-overload]
+def as_npy(pixels: Pixels) -> Iterator[bytes]:
+    """A NumPy file of them, in parts."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": pixels.shape})
+    yield header.getvalue()
+    for batch in batches(pixels):
+        yield batch.cpu().numpy().tobytes()
+
+
+def from_npy(file: Path) -> Pixels:
+    """The images in a NumPy file, which stay there until they are looked at. Corrupt if it is no such file."""
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise Corrupt(f"{file} is not an array of images: {error}") from error
+    return Pixels(_mapped(found))
+
+
+def _mapped(array: npt.NDArray[np.uint8]) -> Tensor:
+    """As a tensor, which must only be read; the file may be closed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(found)
+        return torch.from_numpy(array)

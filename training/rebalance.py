@@ -1,6 +1,7 @@
 """What corrects the bias to new classes after training. A new one is a function here, and a row in REBALANCE."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,14 @@ from lifelist.training.loop import Phase, Run, Teacher, scaled, train
 from lifelist.training.methods import Method, Schedules
 from lifelist.training.network import Network
 from lifelist.training.pixels import Pixels
+from lifelist.training.statistics import Sums, solve
+from lifelist.training.threads import one_thread
 
 RIDGE = 0.05  # of beta²; the authors' code adds 0.1·beta²/2
 LARGEST_ALPHA = 4.0  # published values are 0.4 … 0.8; where hold-out images are separable, the minimum is at infinity
 LEAST_HOLDOUT = 2  # images of each class, below which the fit is noise (B17)
+RHOS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge method: tried where there are hold-out images …
+RHO = 1e-3  # … and taken where there are none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,11 +34,13 @@ class Increment:
     schedules: Schedules
     run: Run
     n: int  # old classes
+    refreshed: Sequence[int] = ()  # old rows whose classes bring new images
     heads: tuple[int, ...]  # classes that each increment brought, this one included
     pixels: Pixels  # N×S×S×3 uint8: exemplars (best first) and new images, what training may see
     rows: Tensor  # N int64
     held_pixels: Pixels  # hold-out: never trained on, as many of each class
     held_rows: Tensor
+    statistics: Sequence[Sums] = ()  # of every class, in row order; for methods whose backbone is frozen
 
 
 Rebalance = Callable[[Network, Increment], BiasCorrection | None]
@@ -43,12 +50,15 @@ def none(network: Network, increment: Increment) -> None:
     """The network answers as it was trained."""
 
 
-def bias_correction(network: Network, increment: Increment) -> BiasCorrection:
+def bias_correction(network: Network, increment: Increment) -> BiasCorrection | None:
     """BiC's second stage: one pair for the newest classes, all of the network frozen (Wu et al. 2019, section 4).
 
-    Pairs of earlier increments are not applied again: the student learnt them from its corrected teacher (B14).
+    Pairs of earlier increments are not applied again: the student learnt them from its corrected teacher (B14). For
+    the same reason there is none without a new class.
     """
     n, classes = increment.n, network.classes
+    if n == classes:
+        return None
     least = int(torch.bincount(increment.held_rows, minlength=classes).min())
     if least < LEAST_HOLDOUT:
         increment.run.warn(
@@ -74,6 +84,7 @@ def bias_correction(network: Network, increment: Increment) -> BiasCorrection:
     return BiasCorrection(alpha, beta, n, classes)
 
 
+@one_thread()
 def fit_bias(logits: Tensor, rows: Tensor, first_new: int, ridge: float = RIDGE) -> tuple[float, float]:
     """(alpha, beta) that scale and shift the newest classes (Wu et al. 2019, eq. 4 and 5; methods.md 1.2).
 
@@ -158,18 +169,21 @@ def balanced_finetuning(network: Network, increment: Increment) -> None:
 def balanced_set(network: Network, increment: Increment) -> Tensor:
     """Numbers of the images to tune on: the same count of each class (E2), int64; none without exemplars.
 
-    The count is that of an old class's exemplars; a new class gives its best by herding with the network as it is
-    now. A class that has fewer images than the count shows them more than once.
+    The count is that of an old class's exemplars, or the memory's share where every old class is refreshed; a new or
+    refreshed class gives its best by herding with the network as it is now. A class that has fewer images than the
+    count shows them more than once.
     """
     counts = torch.bincount(increment.rows, minlength=network.classes)
-    wanted = int(counts[: increment.n].max()) if increment.n else 0
+    replayed = [row for row in range(increment.n) if row not in increment.refreshed]
+    wanted = max((int(counts[row]) for row in replayed), default=increment.run.options.quota(network.classes))
+    wanted = min(wanted, int(counts.max())) if increment.n else 0
     chosen = [torch.zeros(0, dtype=torch.int64)]
     for row, count in enumerate(counts.tolist()):
         if not wanted or not count:
             continue
         of_class = (increment.rows == row).nonzero()[:, 0]
-        if row >= increment.n:
-            raw = features(network, increment.pixels.take(of_class), increment.run)
+        if row not in replayed:
+            raw = features(network, increment.pixels.take(of_class), increment.run, half=increment.run.half)
             of_class = of_class[herd(unit(raw), min(wanted, count))]
         chosen.append(of_class.repeat(-(-wanted // len(of_class)))[:wanted])
     return torch.cat(chosen)
@@ -180,10 +194,76 @@ def weight_aligning(network: Network, increment: Increment) -> None:
     """WA: new rows are scaled so that their mean length is that of the old ones (Zhao et al. 2020, eq. 6 and 7).
 
     gamma = mean‖w_old‖ / mean‖w_new‖; biases stay. The aligned network is what is served, kept, and distilled from.
+    Without a new class there is no row to scale.
     """
     weight = network.head.weight
     gamma = weight[: increment.n].norm(dim=1).mean() / weight[increment.n :].norm(dim=1).mean()
     weight[increment.n :] *= gamma
+
+
+def class_means(network: Network, increment: Increment) -> None:
+    """Nearest class mean as the last layer: W = unit means, b = 0, for W·f has its largest row where μ is nearest."""
+    weight = torch.stack([sums.mean for sums in increment.statistics]).double()
+    _answer_by(network, weight, weight.new_zeros(len(weight)), increment)
+
+
+def ridge(network: Network, increment: Increment) -> None:
+    """Ridge regression as the last layer, in closed form (methods.md 4.3 B); rho by hold-out images, if there are any.
+
+    The rho whose squared error on them is least: they are as many of each class, so each weighs the same there too.
+    """
+    best = RHO
+    if _enough_held(network, increment):
+        raw = features(network, increment.held_pixels, increment.run).double()
+        wanted = torch.nn.functional.one_hot(increment.held_rows, network.classes)
+
+        def error(rho: float) -> float:
+            weight, bias = solve(increment.statistics, rho)
+            return float((raw @ weight.T + bias - wanted).square().mean())
+
+        best = min(RHOS, key=error)
+    _answer_by(network, *solve(increment.statistics, best), increment)
+
+
+@torch.no_grad()
+def _answer_by(network: Network, weight: Tensor, bias: Tensor, increment: Increment) -> None:
+    """Make a last layer of W (C×D) and b (C), both float64, times one number that makes probabilities of its softmax.
+
+    The number is fitted to hold-out images, else to those that may be trained on; none of either, and it is 1.
+    """
+    shown = (increment.pixels, increment.rows)
+    if _enough_held(network, increment):
+        shown = (increment.held_pixels, increment.held_rows)
+    logits = features(network, shown[0], increment.run).double() @ weight.T + bias
+    scale = fit_scale(logits, shown[1]) if len(logits) else 1.0
+    network.head.weight.copy_(scale * weight)
+    network.head.bias.copy_(scale * bias)
+
+
+def _enough_held(network: Network, increment: Increment) -> bool:
+    return int(torch.bincount(increment.held_rows, minlength=network.classes).min()) >= LEAST_HOLDOUT
+
+
+def fit_scale(logits: Tensor, rows: Tensor) -> float:
+    """The s > 0 for which softmax(s·logits) is likeliest, each class weighing the same (Guo et al. 2017, with s = 1/T).
+
+    N images are no reason to be surer than 1 - 1/(N+1) (Platt 1999): so much of the target is shared by all classes,
+    and there is a best s where all answers are right, too. The loss is convex in s: its slope is bisected.
+    logits: N×C float64, N ≥ 1;  rows: N int64.
+    """
+    doubt = 1 / (len(rows) + 1)
+    right = logits[torch.arange(len(rows)), rows]
+    wanted = (1 - doubt) * right + doubt * logits.mean(1)
+    weight = 1 / torch.bincount(rows)[rows]
+    low, high = math.log(1e-6), math.log(1e6)
+    for _ in range(60):
+        middle = (low + high) / 2
+        expected = (torch.softmax(math.exp(middle) * logits, 1) * logits).sum(1)
+        if float((weight * (expected - wanted)).sum()) > 0:
+            high = middle
+        else:
+            low = middle
+    return math.exp(low)
 
 
 REBALANCE: Mapping[str, Rebalance] = {
@@ -191,4 +271,6 @@ REBALANCE: Mapping[str, Rebalance] = {
     "bias-correction": bias_correction,
     "balanced-finetuning": balanced_finetuning,
     "weight-aligning": weight_aligning,
+    "class-means": class_means,
+    "ridge": ridge,
 }

@@ -1,19 +1,28 @@
-"""The trainer beside the server: a detached Ray actor. The one module of training that knows Ray."""
+"""The trainer beside the server: a detached Ray actor, alone or with several workers. The one module that knows Ray."""
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
+from lifelist.exporter.errors import BadSetting, Unavailable
 from lifelist.training import increment
 
 NAME = "lifelist-trainer"
 NAMESPACE = "lifelist"
 NICENESS = 10  # more than that of any other Ray process: serving comes first
-MOST_DEATHS = 20  # of the trainer in one call (out of memory, say); then whoever called is told
+MOST_DEATHS = 20  # of the trainer, or of workers, in one call (out of memory, say); then whoever called is told
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "passive",  # no thread spins while it waits
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the loss of a worker is seen
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less: a node that goes is a worker that is lost
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
 
 log = logging.getLogger(__name__)
 
@@ -24,36 +33,116 @@ class Trainer:
     A killed trainer is started again by Ray, and its task with it: `increment.run` then resumes from the last epoch.
     """
 
-    def __init__(self) -> None:
-        os.nice(NICENESS)
-        # One core stays free: threads that wait for one another come to a halt as soon as one of them shares a core.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
+    def __init__(self, workers: int = 1) -> None:
+        self.workers = workers
+        _step_back(1)
 
     def train(self, folder: str) -> None:
         """The increment in `folder`, to its end; what happens on the way stands in folder/events.jsonl."""
-        log.info("training.started", extra={"facts": {"folder": folder}})
-        increment.run(Path(folder))
+        log.info("training.started", extra={"facts": {"folder": folder, "workers": self.workers}})
+        if self.workers == 1:
+            increment.run(Path(folder))
+        else:
+            _train_together(Path(folder).absolute(), self.workers)
 
     def process_id(self) -> int:
         """For whoever watches it, or kills it in a test."""
         return os.getpid()
 
 
-def trainer() -> Any:
+def trainer(workers: int = 1) -> Any:
     """The trainer's actor handle: the running one, or a new one with a GPU if the cluster has one. Ray must be up.
+
+    workers  processes that share each batch; 0: one for each GPU. BadSetting if there are GPUs, and fewer than that
 
     It outlives the process that made it. `ray.kill(trainer(), no_restart=True)` ends it, and whatever it is training.
     """
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 else 0  # type: ignore[no-untyped-call]
+    gpus = _gpus()
+    workers = workers or max(1, gpus)
+    if 0 < gpus < workers:
+        raise BadSetting(f"training_workers {workers} are more than the cluster's {gpus} GPUs; 0 takes one for each")
     actor = ray.remote(Trainer).options(
         name=NAME,
         namespace=NAMESPACE,
         get_if_exists=True,
         lifetime="detached",
         num_cpus=0,  # serving's replicas are promised the CPUs; niceness decides who waits
-        num_gpus=gpus,
+        num_gpus=min(gpus, 1) if workers == 1 else 0,
         max_restarts=-1,
         max_task_retries=MOST_DEATHS,
-        runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive"}},  # no thread spins while it waits
+        runtime_env={"env_vars": ENVIRONMENT},
     )
-    return actor.remote()
+    return actor.remote(workers)
+
+
+def _train_together(folder: Path, workers: int) -> None:
+    """The same by several workers of Ray Train, all of which start again from the last epoch if one is lost.
+
+    Ray Train's own retry (FailureConfig) is left at none: it takes an error for a death, and what training raises would
+    be raised twenty times.
+    """
+    from ray.train.torch import TorchConfig  # here, as in _together: Ray Train costs a lone trainer 260 MB
+    from ray.train.v2._internal.exceptions import RayTrainError  # a worker's death; pyproject.toml pins Ray
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    on_gpus = _gpus() > 0
+    # Workers need a place and no CPU, as the trainer does; Ray places nothing that asks for nothing, so a byte.
+    needs = {"CPU": 0, "GPU": 1} if on_gpus else {"CPU": 0, "memory": 1}
+    storage = folder / "ray"
+    for losses in range(MOST_DEATHS + 1):
+        together = _together(
+            train_loop_config={"folder": str(folder)},
+            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=needs),
+            run_config=RunConfig(name="workers", storage_path=str(storage)),
+        )
+        try:
+            together.fit()
+            return
+        except WorkerGroupError as error:
+            failures = list(error.worker_failures.values())
+            if not any(isinstance(failure, RayTrainError | Unavailable) for failure in failures):
+                raise failures[0] from None  # what training raised, in its own words
+            if losses == MOST_DEATHS:
+                raise
+            log.warning("training.worker-lost", extra={"facts": {"folder": str(folder), "losses": losses + 1}})
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)  # nothing of ours is in there
+
+
+def _together(**options: Any) -> Any:
+    """Ray's TorchTrainer without the actor that looks after placement groups.
+
+    That one asks Ray's dashboard, which is off, and would never end; Ray takes a placement group back by itself when
+    the actor that made it is gone.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    class Together(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            found = super()._create_default_callbacks()
+            return [callback for callback in found if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    return Together(_work, **options)
+
+
+def _work(job: dict[str, str]) -> None:
+    """What each worker does; torch's process group is there by then."""
+    from ray.train import get_context
+
+    _step_back(get_context().get_local_world_size())
+    increment.run(Path(job["folder"]))
+
+
+def _step_back(workers: int) -> None:
+    """Serving comes first: lower the priority of this thread, and of those that it starts; share out the cores."""
+    os.nice(NICENESS)
+    # One core stays free: threads that wait for one another come to a halt as soon as one of them shares a core.
+    torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // workers))
+
+
+def _gpus() -> int:
+    """GPUs of the cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
