@@ -1,6 +1,6 @@
 """`lifelist base DATA`: the first version, by the same steps as every increment, in this process, without a server."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,10 @@ from lifelist.deploy import asked, examples, rollout
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.workshop import Look, Workshop, open_workshop, train_here
-from lifelist.exporter.errors import BadInput, Conflict, Failed, Refused
+from lifelist.exporter.errors import Conflict, Failed, Refused
 from lifelist.exporter.manifest import Manifest
-from lifelist.training.left_out import LeftOut
-from lifelist.training.names import alike, looks_like
 from lifelist.training.options import check
+from lifelist.training.screening import Screening
 from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
 
 BUFFER = 256 * 2**20  # bytes of encoded images that are held while they are sorted by class
@@ -88,31 +87,31 @@ def _add(workshop: Workshop, data: Path | str, wanted: asked.Asked, on_event: On
 
     BadInput at the first of them if `strict`, or if they are more than half, or all of a class.
     """
-    left = LeftOut(ignored=ignored(data))
-    report = workshop.settings.home / "left-out.txt"
+    screening = Screening(strict, ignored(data))
+    most = workshop.settings.examples.max_per_request
     for number, lot in enumerate(_lots(image for image in encoded(data) if image.split != "test")):
         if not number:  # `data` can be used, and nothing of it is here yet
             asked.write(workshop.settings.home, wanted)
         for name in class_names(lot):
-            files = [(image.where, image.data) for image in lot if image.class_name == name]
-            most = workshop.settings.examples.max_per_request
-            for start in range(0, len(files), most):
-                found = examples.add(workshop, name, files[start : start + most])
-                refused = {result.file: result.reason for result in found if result.status == "refused"}
-                if strict and refused:
-                    raise BadInput("{}: {}".format(*next(iter(refused.items()))))
-                for file, reason in refused.items():
-                    left.leave(name, file, reason or "")
-                left.use(name, len(found) - len(refused))
-                counts = {s: sum(result.status == s for result in found) for s in ("accepted", "duplicate")}
-                told = {"class": name, "added": counts["accepted"], "duplicates": counts["duplicate"]}
-                on_event("examples", told | {"refused": refused})
-    left.write(report)
-    left.check()
-    for _, message in left.warnings(report):
-        on_event("warning", {"message": message})
-    for names in alike(left.used):
-        on_event("warning", {"message": looks_like(names)})
+            images = [image for image in lot if image.class_name == name]
+            for start in range(0, len(images), most):
+                on_event("examples", _add_some(workshop, name, images[start : start + most], screening))
+    screening.conclude(workshop.settings.home / "left-out.txt")
+    for what, message in screening.warnings():
+        on_event("warning", {"what": what, "message": message})
+
+
+def _add_some(workshop: Workshop, name: str, images: Sequence[Encoded], screening: Screening) -> Mapping[str, Any]:
+    """Add images of one class, as many as a request may bring; what is told of them."""
+    arrived = examples.look_at(workshop, [(image.where, image.data) for image in images])
+    problems = [image.problem or one.reason or "" for image, one in zip(images, arrived, strict=True)]
+    taken = [screening.takes(image, problem) for image, problem in zip(images, problems, strict=True)]
+    sound = [one for one, takes in zip(arrived, taken, strict=True) if takes]
+    results = examples.accept(workshop, name, sound) if sound else []
+    refused = {image.where: problem for image, problem in zip(images, problems, strict=True) if problem}
+    refused |= {result.file: str(result.reason) for result in results if result.status == "refused"}
+    added = sum(result.status == "accepted" for result in results)
+    return {"class": name, "added": added, "duplicates": len(images) - added - len(refused), "refused": refused}
 
 
 def _lots(images: Iterator[Encoded]) -> Iterator[list[Encoded]]:

@@ -49,7 +49,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class _Arrived:
+class Arrived:
     """An image that was sent, before it is accepted. `reason`: why it cannot be."""
 
     file: str
@@ -106,20 +106,14 @@ def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> li
         found = connection.execute(sa.select(tables.classes.c.id).where(tables.classes.c.name == name)).scalar()
         if found is not None:
             _check_open(KnownClass(found, name), open_rollout_of(connection, [found]))
-    arrived = _look_at(workshop, files)
-    if not arrived:
-        raise BadInput(f"no image was sent for class {name!r}; send at least one")
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(sa.exc.IntegrityError):  # another request brought the class, or one of the images
-            return _accept(workshop, name, arrived)
-    return _accept(workshop, name, arrived)
+    return accept(workshop, name, look_at(workshop, files))
 
 
-def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Arrived]:
+def look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[Arrived]:
     """Decode each image as training will, and keep the bytes of those that can be."""
     settings, live = workshop.settings, workshop.live
     seen = decoding(settings.training.image_size, settings.training.resized_to) if live is None else live.preprocess
-    arrived: list[_Arrived] = []
+    arrived: list[Arrived] = []
     for file, data in files:
         if len(arrived) == settings.examples.max_per_request:
             raise TooLarge(f"more than {len(arrived)} images in one request; send them in several")
@@ -129,11 +123,22 @@ def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Ar
             workshop.images.put(data)
         except BadInput as error:
             reason = str(error)
-        arrived.append(_Arrived(file, hashlib.sha256(data).hexdigest(), len(data), reason))
+        arrived.append(Arrived(file, hashlib.sha256(data).hexdigest(), len(data), reason))
     return arrived
 
 
-def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[ExampleResult]:
+def accept(workshop: Workshop, name: str, arrived: Sequence[Arrived]) -> list[ExampleResult]:
+    """The second half of `add`, of images that were looked at."""
+    name = class_name(name)
+    if not arrived:
+        raise BadInput(f"no image was sent for class {name!r}; send at least one")
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(sa.exc.IntegrityError):  # another request brought the class, or one of the images
+            return _accept(workshop, name, arrived)
+    return _accept(workshop, name, arrived)
+
+
+def _accept(workshop: Workshop, name: str, arrived: Sequence[Arrived]) -> list[ExampleResult]:
     """Rows for the images that are new; one that was deleted is kept again, in its old role.
 
     IntegrityError if another transaction came between: try again.
@@ -182,7 +187,7 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[
     return results
 
 
-def _result(image: _Arrived, owners: dict[str, int], names: dict[int, str], class_id: int | None) -> ExampleResult:
+def _result(image: Arrived, owners: dict[str, int], names: dict[int, str], class_id: int | None) -> ExampleResult:
     """What becomes of an image, the role left open; owners: the classes of the images that are known already."""
     if image.reason is not None:
         return ExampleResult(image.file, image.sha256, "refused", reason=image.reason)

@@ -187,7 +187,7 @@ def test_an_image_that_stands_more_than_once_is_taken_as_what_it_was_first(tmp_p
     files = {"a/1.png": png(1), "a/2.png": png(1), "b/3.png": png(3), "b/4.png": png(1)}
     found = read(write(tmp_path, files), TINY)
     assert found.images.labels.tolist() == [0, 1]
-    assert [re.sub(r"\S*/(\d.png)", r"\1", line) for line in found.left_out.copies] == [
+    assert [re.sub(r"\S*/(\d.png)", r"\1", line) for line in found.screening.copies] == [
         "2.png (a) is 1.png (a)",
         "4.png (b) is 1.png (a)",
     ]

@@ -1,9 +1,8 @@
 """Images as uint8: read, split, normalised, and augmented a whole batch at a time."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -14,9 +13,9 @@ from torch import Tensor
 from lifelist.exporter.errors import BadInput
 from lifelist.exporter.manifest import Preprocess
 from lifelist.exporter.preprocess import decode
-from lifelist.training.left_out import LeftOut
 from lifelist.training.options import TrainingOptions, check
 from lifelist.training.pixels import Collector, Pixels, batches
+from lifelist.training.screening import Screening
 from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
 
 LOT, LOT_BYTES = 256, 32 * 2**20  # encoded images that are held at a time, at most
@@ -49,7 +48,7 @@ class Dataset:
     images: Images
     names: tuple[str, ...]
     test: Tensor  # N bool: images that the source itself sets apart for testing; none in many sources
-    left_out: LeftOut = field(default_factory=LeftOut)
+    screening: Screening = field(default_factory=Screening)
 
 
 def read(
@@ -57,6 +56,7 @@ def read(
     options: TrainingOptions,
     *,
     strict: bool = False,
+    report: Path | None = None,
     folder: Path | None = None,
     room: int | None = None,
 ) -> Dataset:
@@ -64,50 +64,38 @@ def read(
 
     BadSetting, before any is decoded, if the memory is too small for so many classes.
 
-    An image that cannot be used is left out; `left_out` says which, and why. BadInput if that is more than half of
-    them, or all of a class. An image that stands there more than once is taken once, as what it was first: public data
-    sets have such images, even under two classes (CIFAR-100: a girl who is a baby).
+    An image that cannot be used is left out and told, by `screening`; BadInput if that is more than half of them, or
+    all of a class. An image that stands there more than once is taken once, as what it was first: public data sets have
+    such images, even under two classes (CIFAR-100: a girl who is a baby).
 
     strict        the first image that cannot be used is an error: BadInput names it
+    report        a file that lists all that is left out, if anything is
     folder, room  where decoded images go that memory should not hold, and what it should: see Collector
     """
     preprocess = Preprocess(options.image_size, options.resized_to, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
-    def decoded(image: Encoded) -> np.ndarray | BadInput:
+    def decoded(image: Encoded) -> tuple[np.ndarray | None, str]:
         try:
-            if image.problem:
-                raise BadInput(image.problem)
-            return decode(image.data, preprocess)
+            return (None, image.problem) if image.problem else (decode(image.data, preprocess), "")
         except BadInput as error:
-            return error
+            return None, str(error)
 
     check(options, classes=len(counted(source)))
-    left = LeftOut(ignored=ignored(source))
-    used: dict[str, Encoded] = {}  # by sha256, without their bytes
+    screening = Screening(strict, ignored(source))
     collector = Collector(options.image_size, folder, room)
     with ThreadPoolExecutor() as pool:
         for lot in _lots(encoded(source)):
-            pixels: list[np.ndarray] = []
-            for image, found in zip(lot, pool.map(decoded, lot), strict=True):
-                digest = hashlib.sha256(image.data).hexdigest()
-                if isinstance(found, BadInput):
-                    if strict:
-                        raise type(found)(f"{image.where}: {found}")
-                    left.leave(image.class_name, image.where, str(found))
-                elif (other := used.get(digest)) is not None:
-                    left.leave_copy(image.class_name, image.where, f"{other.where} ({other.class_name})")
-                else:
-                    used[digest] = replace(image, data=b"")
-                    pixels.append(found)
-                    left.use(image.class_name)
+            found = zip(lot, pool.map(decoded, lot), strict=True)
+            pixels = [one for image, (one, problem) in found if screening.takes(image, problem) and one is not None]
             if pixels:
                 collector.add(np.stack(pixels))
-    left.check()
+    screening.conclude(report)
+    used = screening.used
     names = class_names(used.values())
     number = {name: k for k, name in enumerate(names)}
     labels = torch.tensor([number[image.class_name] for image in used.values()])
     test = torch.tensor([image.split == "test" for image in used.values()])
-    return Dataset(Images(collector.pixels(), labels, tuple(used)), tuple(names), test, left)
+    return Dataset(Images(collector.pixels(), labels, tuple(used)), tuple(names), test, screening)
 
 
 def _lots(images: Iterator[Encoded]) -> Iterator[list[Encoded]]:

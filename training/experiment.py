@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
 from lifelist.training.methods import METHODS, certainly_trains, possible
-from lifelist.training.names import alike, looks_like
 from lifelist.training.options import TrainingOptions, check
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
@@ -122,13 +121,12 @@ def run_experiment(
     data             "digits", a folder per class, or Parquet (sources.py); its own train and test split if it has one
     order            from the number of classes, their places in the source, in order of arrival; see `shuffled`
     folder           where every increment keeps its epochs: the same call resumes there. None: nothing is kept
-    strict           the first image that cannot be used is an error; else such images are left out, and told
-    report           the file that lists what is left out of the data, if anything is
+    strict, report   see data.read
     on_event         gets every event of every increment, with "increment" (0 is the base) and "increments" added, and
                      warnings about the data: images left out, class names that look alike
     """
-    dataset = data if isinstance(data, Dataset) else read(data, options, strict=strict, folder=folder)
-    for what, message in _warnings(dataset, report):
+    dataset = data if isinstance(data, Dataset) else read(data, options, strict=strict, report=report, folder=folder)
+    for what, message in dataset.screening.warnings():
         on_event({"kind": "warning", "what": what, "message": message})
     arrival = order(len(dataset.names))
     groups = groups_of(arrival, classes_per_increment, base_classes)
@@ -152,13 +150,6 @@ def run_experiment(
             increment.run(place, tell)
             steps.append(read_result(place))
     return Result(options, dataset.names, groups, tuple(steps))
-
-
-def _warnings(dataset: Dataset, report: Path | None) -> Iterator[tuple[str, str]]:
-    if report is not None:
-        dataset.left_out.write(report)
-    yield from dataset.left_out.warnings(report)
-    yield from (("data.names-alike", looks_like(names)) for names in alike(dataset.names))
 
 
 def shuffled(seed: int) -> Callable[[int], Sequence[int]]:
