@@ -26,6 +26,7 @@ Role = Literal["training", "holdout", "gate"]
 ROLES: tuple[Role, ...] = ("training", "holdout", "gate")  # by their numbers in training/job.py
 LONGEST_NAME = 100  # characters
 TRIES = 10  # before what another request brings in between is taken for an error
+LOT = 256  # decoded images that are held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +260,11 @@ def pixels(workshop: Workshop, digests: Sequence[str], preprocess: Preprocess) -
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda digest: decode(workshop.images.get(digest), preprocess), digests))
     return np.stack(found) if found else np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
+
+
+def lots(workshop: Workshop, digests: Sequence[str], preprocess: Preprocess) -> Iterator[Pixels]:
+    """The same, a lot at a time: together they may be larger than memory."""
+    return (pixels(workshop, digests[start : start + LOT], preprocess) for start in range(0, len(digests), LOT))
 
 
 def forget(workshop: Workshop, digests: Sequence[str]) -> None:

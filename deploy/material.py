@@ -12,7 +12,7 @@ from lifelist.deploy.workshop import CHECKPOINT, STATISTICS, Workshop, memory
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
-from lifelist.training.data import LOT, Images
+from lifelist.training.data import Images
 from lifelist.training.job import Class, Task
 from lifelist.training.options import TrainingOptions
 from lifelist.training.pixels import Collector, Pixels
@@ -67,11 +67,10 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
 
 
 def _pixels(workshop: Workshop, digests: Sequence[str], options: TrainingOptions) -> Pixels:
-    """The images decoded, a lot at a time: in memory, or in a file under the home if they are too many."""
+    """The images decoded: in memory, or in a file under the home if they are too many."""
     collector = Collector(options.image_size, workshop.settings.work_folder)
-    preprocess = examples.decoding(options.image_size, options.resized_to)
-    for start in range(0, len(digests), LOT):
-        collector.add(examples.pixels(workshop, digests[start : start + LOT], preprocess))
+    for lot in examples.lots(workshop, digests, examples.decoding(options.image_size, options.resized_to)):
+        collector.add(lot)
     return collector.pixels()
 
 
