@@ -70,7 +70,8 @@ def _pixels(workshop: Workshop, digests: Sequence[str], options: TrainingOptions
     """The images decoded: in memory, or in a file under the home if they are too many."""
     collector = Collector(options.image_size, workshop.settings.work_folder)
     for lot in examples.lots(workshop, digests, examples.decoding(options.image_size, options.resized_to)):
-        collector.add(lot)
+        for image in lot:
+            collector.add(image)
     return collector.pixels()
 
 

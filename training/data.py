@@ -1,5 +1,6 @@
 """Images as uint8: read, split, normalised, and augmented a whole batch at a time."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from lifelist.training.pixels import Collector, Pixels, batches
 from lifelist.training.screening import Screening
 from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
 
-LOT, LOT_BYTES = 256, 32 * 2**20  # encoded images that are held at a time, at most
+LOT = 16 * 2**20  # bytes of images that are held while they are decoded: as many of files, and of pixels
 TRAINING, HOLDOUT, GATE = 0, 1, 2  # roles of an image, as images.safetensors stores them
 Colour = tuple[float, float, float]  # of R, G, B in 0 … 1
 
@@ -78,17 +79,18 @@ def read(
         try:
             return (None, image.problem) if image.problem else (decode(image.data, preprocess), "")
         except BadInput as error:
+            if isinstance(error.__cause__, MemoryError):  # which is no fault of the image
+                raise error.__cause__ from None
             return None, str(error)
 
     check(options, classes=len(counted(source)))
     screening = Screening(strict, ignored(source))
     collector = Collector(options.image_size, folder, room)
-    with ThreadPoolExecutor() as pool:
-        for lot in _lots(encoded(source)):
-            found = zip(lot, pool.map(decoded, lot), strict=True)
-            pixels = [one for image, (one, problem) in found if screening.takes(image, problem) and one is not None]
-            if pixels:
-                collector.add(np.stack(pixels))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for lot in _lots(encoded(source), LOT // (3 * options.image_size**2)):
+            for image, (pixels, problem) in zip(lot, pool.map(decoded, lot), strict=True):
+                if screening.takes(image, problem) and pixels is not None:
+                    collector.add(pixels)
     screening.conclude(report)
     used = screening.used
     names = class_names(used.values())
@@ -98,14 +100,14 @@ def read(
     return Dataset(Images(collector.pixels(), labels, tuple(used)), tuple(names), test, screening)
 
 
-def _lots(images: Iterator[Encoded]) -> Iterator[list[Encoded]]:
-    """Lists of bounded size: the encoded images that are in memory at a time."""
+def _lots(images: Iterator[Encoded], count: int) -> Iterator[list[Encoded]]:
+    """Lists of at most `count` images, or one, and of bounded bytes."""
     lot: list[Encoded] = []
     size = 0
     for image in images:
         lot.append(image)
         size += len(image.data)
-        if len(lot) == LOT or size >= LOT_BYTES:
+        if len(lot) >= count or size >= LOT:
             yield lot
             lot, size = [], 0
     if lot:

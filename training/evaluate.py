@@ -25,16 +25,21 @@ def features(
     was_training = network.training
     network.eval()
 
-    def of(part: slice) -> Tensor:
+    raw = torch.empty(len(pixels), network.dim, device=run.device)  # parts of their own would keep heaps from shrinking
+
+    def fill(part: slice) -> None:
         with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=half):
             x = run.normalised(pixels[part])
-            found: Tensor = network(x.flip(3) if mirrored else x)
-            return found.float()
+            raw[part] = network(x.flip(3) if mirrored else x)
 
     cores = torch.get_num_threads() if run.device.type == "cpu" else 1
     size = max(1, min(BATCH, -(-len(pixels) // cores)))
-    parts = [slice(start, start + size) for start in range(0, max(1, len(pixels)), size)]
-    raw = torch.cat(side_by_side(of, parts, cores) if cores > 1 else [of(part) for part in parts])
+    parts = [slice(start, start + size) for start in range(0, len(pixels), size)]
+    if cores > 1:
+        side_by_side(fill, parts, cores)
+    else:
+        for part in parts:
+            fill(part)
     network.train(was_training)
     return raw.cpu()
 

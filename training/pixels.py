@@ -17,7 +17,7 @@ from lifelist.exporter.errors import Corrupt, Failed
 from lifelist.training.memory import free_memory
 
 SHARE = 4  # images may take one part in so many of the memory that is free: joining them takes as much once more
-BATCH = 256  # images that a pass over all of them holds
+PASS = 8 * 2**20  # bytes of images that a pass over all of them holds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,9 +31,9 @@ class Pixels:
         return len(self.base if self.which is None else self.which)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, S, S, 3)."""
-        return (len(self), *self.base.shape[1:])
+    def shape(self) -> torch.Size:
+        """N×S×S×3."""
+        return torch.Size((len(self), *self.base.shape[1:]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,7 +43,7 @@ class Pixels:
     @property
     def nbytes(self) -> int:
         """Bytes that these images would take in memory."""
-        return len(self) * self.base.shape[1:].numel()
+        return self.shape.numel()
 
     def __getitem__(self, which: Tensor | slice) -> Tensor:
         """B×S×S×3 uint8, where the base is: the images with these numbers (int64) or this mask (bool), in order."""
@@ -61,14 +61,17 @@ class Pixels:
     def to(self, device: torch.device) -> Self:
         """A copy on a device, which holds only these images."""
         base = torch.empty(self.shape, dtype=self.dtype, device=device)
-        for number, batch in enumerate(batches(self)):
-            base[number * BATCH :][: len(batch)] = batch
+        start = 0
+        for batch in batches(self):
+            base[start : start + len(batch)] = batch
+            start += len(batch)
         return type(self)(base)
 
 
 def batches(pixels: Pixels | Tensor) -> Iterator[Tensor]:
-    """All images in order, at most BATCH at a time."""
-    return (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+    """All images in order, some at a time."""
+    count = max(1, PASS // max(1, pixels.shape[1:].numel()))
+    return (pixels[start : start + count] for start in range(0, len(pixels), count))
 
 
 class Collector:
@@ -87,17 +90,19 @@ class Collector:
         self._file: IO[bytes] | None = None
         self._count = 0
 
-    def add(self, images: npt.NDArray[np.uint8]) -> None:
-        """B×S×S×3. Failed if they fit neither in memory nor on the disk."""
-        self._count += len(images)
-        self._held.append(images)
+    def add(self, image: npt.NDArray[np.uint8]) -> None:
+        """S×S×3. Failed if they fit neither in memory nor on the disk."""
+        self._count += 1
+        self._held.append(image)
         if self._file is not None or self._bytes > self._room:
             self._write()
 
     def pixels(self) -> Pixels:
         """All images that were added, in order; the last call."""
         if self._file is None:
-            return Pixels(torch.from_numpy(np.concatenate([np.zeros((0, *self._shape), np.uint8), *self._held])))
+            images = np.stack(self._held) if self._held else np.zeros((0, *self._shape), np.uint8)
+            return Pixels(torch.from_numpy(images))
+        self._file.flush()
         return Pixels(_mapped(np.memmap(self._file, np.uint8, "r", shape=(self._count, *self._shape))))
 
     @property
@@ -110,9 +115,8 @@ class Collector:
                 if self._folder is not None:
                     self._folder.mkdir(parents=True, exist_ok=True)
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-            for images in self._held:
-                self._file.write(np.ascontiguousarray(images).data)
-            self._file.flush()
+            for image in self._held:
+                self._file.write(np.ascontiguousarray(image).data)
         except OSError as error:
             raise Failed(
                 f"the decoded images, {self._bytes:,} bytes so far, are more than the {self._room:,} that memory "
@@ -125,7 +129,7 @@ class Collector:
 def as_npy(pixels: Pixels) -> Iterator[bytes]:
     """A NumPy file of them, in parts."""
     header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": pixels.shape})
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (*pixels.shape,)})
     yield header.getvalue()
     for batch in batches(pixels):
         yield batch.cpu().numpy().tobytes()

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
 Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 
 @contextlib.contextmanager
@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def side_by_side(function: Callable[[Part], Tensor], parts: Sequence[Part], cores: int) -> list[Tensor]:
+def side_by_side(function: Callable[[Part], Found], parts: Sequence[Part], cores: int) -> list[Found]:
     """`function` of each part, in order; each of `cores` takes a part at a time."""
     with one_thread(), ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(function, parts))
