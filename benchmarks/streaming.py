@@ -41,7 +41,7 @@ class Asked:
 
     decoded_bytes: int
     limit_bytes: int  # of private memory, the program's own included; held by RLIMIT_DATA
-    image_size: int = 160
+    image_size: int = 128
     repeats: int = 3
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))  # each has stacks and heaps, which count
 

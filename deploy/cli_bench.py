@@ -146,7 +146,7 @@ def training(
 @click.option(
     "--limit-gb", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Of memory; torch has half."
 )
-@click.option("--image-size", type=click.IntRange(8), default=160, show_default=True, help="Pixels in each direction.")
+@click.option("--image-size", type=click.IntRange(8), default=128, show_default=True, help="Pixels in each direction.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @json_option
 def streaming(decoded_gb: float, limit_gb: float, image_size: int, repeats: int, as_json: bool) -> None:

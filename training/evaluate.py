@@ -12,7 +12,8 @@ from lifelist.training.network import Network
 from lifelist.training.pixels import Pixels
 from lifelist.training.threads import side_by_side
 
-BATCH = 128  # a whole class at once would not fit a GPU (methods.md I10)
+BATCH = 128  # images: a whole class at once would not fit a GPU (methods.md I10) …
+LARGEST = 2**19  # … and pixels for each core of a CPU, whose memory would not hold what networks make of large images
 
 
 def features(
@@ -32,8 +33,10 @@ def features(
             x = run.normalised(pixels[part])
             raw[part] = network(x.flip(3) if mirrored else x)
 
-    cores = torch.get_num_threads() if run.device.type == "cpu" else 1
-    size = max(1, min(BATCH, -(-len(pixels) // cores)))
+    cores, most = 1, BATCH
+    if run.device.type == "cpu":
+        cores, most = torch.get_num_threads(), min(BATCH, max(1, LARGEST // pixels.shape[1] ** 2))
+    size = max(1, min(most, -(-len(pixels) // cores)))
     parts = [slice(start, start + size) for start in range(0, len(pixels), size)]
     if cores > 1:
         side_by_side(fill, parts, cores)
