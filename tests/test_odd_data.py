@@ -185,6 +185,12 @@ def test_a_class_without_a_sound_image_is_an_error_even_if_most_images_are_sound
     ]
 
 
+def test_a_class_of_copies_only_does_not_vanish_silently(tmp_path: Path) -> None:
+    write(tmp_path, {"a/1.png": png(1), "a/2.png": png(2), "b/3.png": png(1)})
+    with pytest.raises(BadInput, match=r"no image can be used of class 'b': .*/b/3\.png \(b\) is .*/a/1\.png \(a\)"):
+        read(tmp_path, TINY)
+
+
 def test_more_than_half_broken_is_another_folder_than_was_thought(tmp_path: Path) -> None:
     write(tmp_path, {f"a/{k}.png": png(k) for k in range(3)} | {f"a/broken {k}.png": b"?" for k in range(3)})
     assert len(read(tmp_path, TINY).images) == 3  # half
@@ -245,7 +251,7 @@ def test_the_command_tells_what_it_leaves_out_and_where_all_of_it_is_listed(
     report = (tmp_path / "home" / "left-out.txt").read_text()
     assert "warning: 1 image is left out, cannot be used: data/red/broken.png: not an image" in told
     assert "warning: 1 image is left out, copies of others: data/red/green.png (red) is data/green/" in told
-    assert "all are listed in home/left-out.txt" in told
+    assert f"all are listed in {tmp_path}/home/left-out.txt" in told
     assert re.findall(r"^data/red/(\w+)", report, re.M) == ["broken", "green"]
 
 
