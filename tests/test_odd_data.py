@@ -23,11 +23,12 @@ from PIL import Image
 from lifelist.deploy import base
 from lifelist.deploy.cli import main
 from lifelist.deploy.client import Client
-from lifelist.exporter.errors import BadInput
+from lifelist.exporter.errors import BadInput, BadSetting
 from lifelist.training import experiment
 from lifelist.training.data import Dataset, read
 from lifelist.training.loop import Event
 from lifelist.training.names import alike
+from lifelist.training.sources import counted
 
 ORANGE = (200, 120, 40)
 SEEN = {"grey": (77, 77, 77), "transparent": (255, 255, 255)}  # where it is not orange
@@ -227,6 +228,22 @@ def test_memory_that_runs_out_is_no_fault_of_an_image(tmp_path: Path, monkeypatc
         read(write(tmp_path, {"a/1.png": png(1)}), TINY)
 
 
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_classes_are_counted_and_checked_before_an_image_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "folder":
+        names = ("train/a/1.png", "train/a/2.png", "train/b/3.png", "test/a/4.png")
+        write(tmp_path, dict.fromkeys(names, b"no image"))
+        monkeypatch.setattr(Path, "read_bytes", None)
+    else:
+        for split, labels in (("train", ["a", "a", "b"]), ("test", ["a"])):
+            parquet(tmp_path / f"{split}.parquet", [b"no image"] * len(labels), labels)
+    assert counted(tmp_path) == {"a": 2, "b": 1}
+    with pytest.raises(BadSetting, match="memory_total 1 is too small for method 'bic' with 2 classes"):
+        read(tmp_path, replace(TINY, memory_total=1))
+
+
 # -------------------------------------------------------------------------------------------------- the command line
 
 
@@ -288,6 +305,7 @@ def test_a_base_without_a_sound_image_of_some_class_trains_nothing(tmp_path: Pat
         ("Straße", "STRASSE"),
         ("great\u2013tit", "great tit"),
         ("class_1", "Class 1"),
+        ("1_2", "1 - 2"),
     ],
 )
 def test_names_that_people_take_for_one_are_alike(one: str, other: str) -> None:

@@ -16,13 +16,14 @@ from parts_training import TINY, digits, noise, tasks
 from test_resume import everything, interrupted
 
 from lifelist.benchmarks.streaming import Asked, Child, draw, measure
-from lifelist.deploy import material
+from lifelist.deploy import examples, material
 from lifelist.deploy.cli import main
 from lifelist.exporter.errors import Corrupt, Failed
-from lifelist.training import increment, memory, pixels
+from lifelist.training import evaluate, increment, memory, network, pixels
 from lifelist.training.data import colour_statistics, read
 from lifelist.training.experiment import run_experiment
 from lifelist.training.job import Task, read_task, write_task
+from lifelist.training.loop import start
 from lifelist.training.memory import free_memory
 from lifelist.training.pixels import Collector, Pixels, batches
 
@@ -51,7 +52,8 @@ def in_memory(found: Pixels) -> bool:
 
 
 @pytest.mark.parametrize("room", [0, 2**30], ids=["in a file", "in memory"])
-def test_pixels_are_picked_alike_wherever_they_are(room: int) -> None:
+def test_pixels_are_picked_alike_wherever_they_are(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "PASS", 13 * 192)  # of 40 images, 13 at a time, the last comes alone
     plain = noise(40)
     found = collected(plain, room=room)
     assert in_memory(found) == bool(room)
@@ -173,6 +175,28 @@ def test_a_servers_increment_is_given_its_images_in_a_file_under_the_home_if_the
     monkeypatch.setattr(material, "gathered", seen)
     assert learn(workshop, "blue").state == "done"
     assert [in_memory(task.images.pixels) for task in given] == [False]
+
+
+def test_the_gate_judges_by_all_images_however_few_are_decoded_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = []
+    for lot in (256, 3):
+        monkeypatch.setattr(examples, "LOT", lot)
+        facts.append(learn(prepared(tmp_path / str(lot)), "blue").facts["gate"])
+    assert facts[0] == facts[1]
+
+
+def test_large_images_go_through_a_network_few_at_a_time_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = network.build("resnet32", classes=3, image_size=8)
+    run = start(TINY, mean=(0.5,) * 3, std=(0.5,) * 3)
+    sizes: list[int] = []
+    net.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    monkeypatch.setattr(evaluate, "LARGEST", 5 * 8**2)
+    found = evaluate.features(net, Pixels(noise(12)), run)
+    assert sizes == [5, 5, 2]
+    monkeypatch.undo()
+    torch.testing.assert_close(found, evaluate.features(net, noise(12), run))
 
 
 # -------------------------------------------------------------------------------------------------------- the memory

@@ -10,9 +10,9 @@ _BETWEEN = r"[\s_\u2010-\u2015-]+"  # spaces, underscores, hyphens and dashes
 def likeness(name: str) -> str:
     """What is left of a name without case, accents, compatibility forms, spaces, underscores and hyphens.
 
-    Between two digits one hyphen stays: "1-2" is not "12".
+    Between two digits a hyphen stays for any of them: "1-2" is "1 2", but not "12".
     """
-    letters = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", name).casefold())
+    letters = unicodedata.normalize("NFKD", name).casefold()
     plain = "".join(letter for letter in letters if not unicodedata.combining(letter))
     plain = re.sub(rf"(?<=\d){_BETWEEN}(?=\d)", "-", plain)
     return re.sub(rf"(?<!\d){_BETWEEN}|{_BETWEEN}(?!\d)", "", plain)
