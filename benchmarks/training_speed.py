@@ -136,7 +136,7 @@ def given(setting: Setting, *, workers: int) -> reference.Given:
     material = increment.sort_images(task, METHODS["bic"])
 
     def plain(images: Images) -> tuple[reference.Bytes, Tensor]:
-        return images.pixels.numpy(), material.rows(task, images)
+        return images.pixels[:].numpy(), material.rows(task, images)
 
     return reference.Given(
         teacher=teacher.network.to(memory_format=torch.contiguous_format),

@@ -56,7 +56,7 @@ class Example(TypedDict):
 
 Added = TypedDict(  # POST /v1/examples; written so since `class` is a word of Python's
     "Added",
-    {"class": ArrivedClass, "examples": list[Example], "accepted": int, "version": int | None},
+    {"class": ArrivedClass, "examples": list[Example], "accepted": int, "version": int | None, "warnings": list[str]},
 )
 
 

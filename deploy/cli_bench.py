@@ -141,6 +141,34 @@ def training(
     click.echo(json.dumps(facts["line"]))
 
 
+@bench.command()
+@click.option("--decoded-gb", type=click.FloatRange(0.01), default=0.75, show_default=True, help="Of images, decoded.")
+@click.option(
+    "--limit-gb", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Of memory; torch has half."
+)
+@click.option("--image-size", type=click.IntRange(8), default=128, show_default=True, help="Pixels in each direction.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@json_option
+def streaming(decoded_gb: float, limit_gb: float, image_size: int, repeats: int, as_json: bool) -> None:
+    """Train on images that memory cannot hold, beside the same images in memory.
+
+    Images are drawn. Shows, too, that a loader which holds them all dies of the limit. The last line is one of JSON.
+    """
+    from lifelist.benchmarks.streaming import Asked, measure
+
+    asked = Asked(
+        decoded_bytes=int(decoded_gb * 2**30), limit_bytes=int(limit_gb * 2**30), image_size=image_size, repeats=repeats
+    )
+    facts = measure(asked, note)
+    if not as_json:
+        rows = [
+            (name, f"{facts[key]:.2f}", f"{facts[key + '_from_disk']:.2f}")
+            for name, key in (("epoch of training", "ratio"), ("features", "ratio_features"))
+        ]
+        click.echo(table(["images/s, streamed : in memory", "as it comes", "page cache emptied"], rows) + "\n")
+    click.echo(json.dumps(facts))
+
+
 class _Shown:
     """Shows the events of one run after the other, or of several at a time."""
 

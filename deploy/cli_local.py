@@ -102,11 +102,15 @@ def _value(dumped: Any, name: str) -> Any:
     return dumped
 
 
+strict_option = click.option("--strict", is_flag=True, help="Stop at the first image that cannot be used.")
+
+
 @click.command()
 @click.argument("data")
+@strict_option
 @json_option
 @click.pass_obj
-def base(resolved: Resolved, data: str, as_json: bool) -> None:
+def base(resolved: Resolved, data: str, strict: bool, as_json: bool) -> None:
     """Train version 1 on DATA, a folder per class. Needs no server.
 
     DATA may also be Parquet files, or the word digits. After ctrl-C, the same command goes on from the last epoch.
@@ -115,7 +119,7 @@ def base(resolved: Resolved, data: str, as_json: bool) -> None:
 
     try:
         with following() as show:
-            made = make_base(resolved.settings, data, show)
+            made = make_base(resolved.settings, data, show, strict=strict)
     except KeyboardInterrupt:
         note("the same command goes on from where it was")
         raise
@@ -142,6 +146,7 @@ def serve(resolved: Resolved) -> int:
 @click.option("--base-classes", type=click.IntRange(0), default=0, help="Classes to begin with; 0: as an increment.")
 @click.option("--shuffle-classes", is_flag=True, help="Draw the order of the classes from training.seed.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep everything here, networks included.")
+@strict_option
 @json_option
 @click.pass_obj
 def train(
@@ -152,6 +157,7 @@ def train(
     base_classes: int,
     shuffle_classes: bool,
     folder: Path | None,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Run a class-incremental experiment, without any server.
@@ -176,6 +182,8 @@ def train(
                 base_classes=base_classes,
                 order=shuffled(options.seed) if shuffle_classes else range,
                 folder=place,
+                strict=strict,
+                report=(folder or resolved.settings.home) / "left-out.txt",
                 on_event=lambda event: show(event["kind"], event),
             )
     except KeyboardInterrupt:

@@ -86,7 +86,8 @@ def _added(answer: Added) -> str:
         known = f"trained, in version {answer['version']}: new images wait for the next increment"
     line = f"{answer['class']['name']} (class {answer['class']['id']}): {answer['accepted']} accepted"
     line += "".join(f", {len(those)} {status}" for status, those in counts.items() if those)
-    return line + f"; {known}" + "".join(f"\n  {e['file']}: {e.get('reason', '')}" for e in counts["refused"])
+    line += f"; {known}" + "".join(f"\n  {e['file']}: {e.get('reason', '')}" for e in counts["refused"])
+    return line + "".join(f"\n  warning: {warning}" for warning in answer["warnings"])
 
 
 @click.command()

@@ -20,11 +20,13 @@ from lifelist.deploy.workshop import Workshop, learned_images
 from lifelist.exporter.errors import BadInput, Conflict, TooLarge
 from lifelist.exporter.manifest import Manifest, Preprocess
 from lifelist.exporter.preprocess import Pixels, decode
+from lifelist.training.names import alike, looks_like
 
 Role = Literal["training", "holdout", "gate"]
 ROLES: tuple[Role, ...] = ("training", "holdout", "gate")  # by their numbers in training/job.py
 LONGEST_NAME = 100  # characters
 TRIES = 10  # before what another request brings in between is taken for an error
+LOT = 256  # decoded images that are held at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class _Arrived:
+class Arrived:
     """An image that was sent, before it is accepted. `reason`: why it cannot be."""
 
     file: str
@@ -87,6 +89,12 @@ def class_name(text: str) -> str:
     return name
 
 
+def warnings(store: Store, known: KnownClass) -> list[str]:
+    """What is said of a class whose name others have but for case, accents or separators; they stay classes apart."""
+    others = [other.name for other in store.classes() if other.id != known.id]
+    return [looks_like(group) for group in alike([*others, known.name]) if known.name in group]
+
+
 def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> list[ExampleResult]:
     """Give the class `name` images, one (file name, bytes) at a time: what became of each, in order.
 
@@ -99,20 +107,14 @@ def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> li
         found = connection.execute(sa.select(tables.classes.c.id).where(tables.classes.c.name == name)).scalar()
         if found is not None:
             _check_open(KnownClass(found, name), open_rollout_of(connection, [found]))
-    arrived = _look_at(workshop, files)
-    if not arrived:
-        raise BadInput(f"no image was sent for class {name!r}; send at least one")
-    for _ in range(TRIES - 1):
-        with contextlib.suppress(sa.exc.IntegrityError):  # another request brought the class, or one of the images
-            return _accept(workshop, name, arrived)
-    return _accept(workshop, name, arrived)
+    return accept(workshop, name, look_at(workshop, files))
 
 
-def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Arrived]:
+def look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[Arrived]:
     """Decode each image as training will, and keep the bytes of those that can be."""
     settings, live = workshop.settings, workshop.live
     seen = decoding(settings.training.image_size, settings.training.resized_to) if live is None else live.preprocess
-    arrived: list[_Arrived] = []
+    arrived: list[Arrived] = []
     for file, data in files:
         if len(arrived) == settings.examples.max_per_request:
             raise TooLarge(f"more than {len(arrived)} images in one request; send them in several")
@@ -122,11 +124,22 @@ def _look_at(workshop: Workshop, files: Iterable[tuple[str, bytes]]) -> list[_Ar
             workshop.images.put(data)
         except BadInput as error:
             reason = str(error)
-        arrived.append(_Arrived(file, hashlib.sha256(data).hexdigest(), len(data), reason))
+        arrived.append(Arrived(file, hashlib.sha256(data).hexdigest(), len(data), reason))
     return arrived
 
 
-def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[ExampleResult]:
+def accept(workshop: Workshop, name: str, arrived: Sequence[Arrived]) -> list[ExampleResult]:
+    """The second half of `add`, of images that were looked at."""
+    name = class_name(name)
+    if not arrived:
+        raise BadInput(f"no image was sent for class {name!r}; send at least one")
+    for _ in range(TRIES - 1):
+        with contextlib.suppress(sa.exc.IntegrityError):  # another request brought the class, or one of the images
+            return _accept(workshop, name, arrived)
+    return _accept(workshop, name, arrived)
+
+
+def _accept(workshop: Workshop, name: str, arrived: Sequence[Arrived]) -> list[ExampleResult]:
     """Rows for the images that are new; one that was deleted is kept again, in its old role.
 
     IntegrityError if another transaction came between: try again.
@@ -175,7 +188,7 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[_Arrived]) -> list[
     return results
 
 
-def _result(image: _Arrived, owners: dict[str, int], names: dict[int, str], class_id: int | None) -> ExampleResult:
+def _result(image: Arrived, owners: dict[str, int], names: dict[int, str], class_id: int | None) -> ExampleResult:
     """What becomes of an image, the role left open; owners: the classes of the images that are known already."""
     if image.reason is not None:
         return ExampleResult(image.file, image.sha256, "refused", reason=image.reason)
@@ -247,6 +260,11 @@ def pixels(workshop: Workshop, digests: Sequence[str], preprocess: Preprocess) -
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda digest: decode(workshop.images.get(digest), preprocess), digests))
     return np.stack(found) if found else np.zeros((0, preprocess.size, preprocess.size, 3), np.uint8)
+
+
+def lots(workshop: Workshop, digests: Sequence[str], preprocess: Preprocess) -> Iterator[Pixels]:
+    """The same, a lot at a time: together they may be larger than memory."""
+    return (pixels(workshop, digests[start : start + LOT], preprocess) for start in range(0, len(digests), LOT))
 
 
 def forget(workshop: Workshop, digests: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
@@ -14,6 +15,7 @@ from lifelist.exporter.registry import Registry
 from lifelist.training.data import Images
 from lifelist.training.job import Class, Task
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import Collector, Pixels
 
 
 def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | None]:
@@ -42,9 +44,6 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
         ]
         judged = [example for example in kept.values() if example.role == "gate"]
         chosen = [*remembered, *judged, *(e for e in chosen if not (e.class_id in trained and e.role == "gate"))]
-    images = examples.pixels(
-        workshop, [e.sha256 for e in chosen], examples.decoding(options.image_size, options.resized_to)
-    )
     task = Task(
         options=options,
         old=tuple(Class(entry.id, entry.name) for entry in live.trained) if live else (),
@@ -52,7 +51,7 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
         refreshed={known.id: news[known.id] for known in refreshed},
         heads=_heads(live),
         images=Images(
-            torch.from_numpy(images),
+            _pixels(workshop, [e.sha256 for e in chosen], options),
             torch.tensor([e.class_id for e in chosen]),
             tuple(e.sha256 for e in chosen),
         ),
@@ -65,6 +64,15 @@ def gathered(workshop: Workshop, rollout: Rollout) -> tuple[Task, Manifest | Non
         std=live.preprocess.std if live else None,
     )
     return task, live
+
+
+def _pixels(workshop: Workshop, digests: Sequence[str], options: TrainingOptions) -> Pixels:
+    """The images decoded: in memory, or in a file under the home if they are too many."""
+    collector = Collector(options.image_size, workshop.settings.work_folder)
+    for lot in examples.lots(workshop, digests, examples.decoding(options.image_size, options.resized_to)):
+        for image in lot:
+            collector.add(image)
+    return collector.pixels()
 
 
 def _options(declared: TrainingOptions, method: str, live: Manifest | None) -> TrainingOptions:

@@ -159,6 +159,7 @@ def _add(workshop: Workshop, file: IO[bytes], separator: bytes) -> Added:
         "examples": [{k: v for k, v in asdict(found).items() if v is not None} for found in results],  # type: ignore[misc]
         "accepted": sum(found.status == "accepted" for found in results),
         "version": live.version if live and state != "pending" else None,
+        "warnings": examples.warnings(workshop.store, known),
     }
 
 

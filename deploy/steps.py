@@ -66,6 +66,8 @@ def export_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
 
 def compare_with_network(workshop: Workshop, rollout: Rollout) -> Facts:
     """parity: graph against network on gate images; on training images where no class has any for the gate."""
+    import torch
+
     from lifelist.deploy import candidate
     from lifelist.exporter import parity
     from lifelist.training.data import GATE
@@ -75,9 +77,9 @@ def compare_with_network(workshop: Workshop, rollout: Rollout) -> Facts:
     task = read_task(folder)
     network, weight, bias, preprocess = candidate.network_of(task.options, read_result(folder))
     registry, made = candidate.opened(workshop, rollout)
-    shown = task.images.pixels[task.roles == GATE] if bool((task.roles == GATE).any()) else task.images.pixels
+    shown = task.images.pixels.take(task.roles == GATE) if bool((task.roles == GATE).any()) else task.images.pixels
     chosen = np.linspace(0, len(shown) - 1, min(PARITY_IMAGES, len(shown))).round().astype(int)  # of every class
-    images = shown.numpy()[chosen]
+    images = shown[torch.from_numpy(chosen)].numpy()
     found = parity.compare(registry.read(made, session.MODEL), network, weight, bias, preprocess, images)
     return {"parity": dataclasses.asdict(found)}
 
@@ -95,15 +97,19 @@ def judge_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
     old = [entry.id for entry in live.manifest.trained] if live else []
     new = [class_id for class_id in rollout.class_ids if class_id not in old]
     judged = [e for e in examples.kept(workshop.store, [*old, *new]) if e.role == "gate"]
-    images = examples.pixels(workshop, [example.sha256 for example in judged], made.preprocess)
     truth = np.array([example.class_id for example in judged], np.int64)
+    models = [session.load(registry, made.version), *([live] if live else [])]
+    answered = [truth[:0] for _ in models]
+    for lot in examples.lots(workshop, [example.sha256 for example in judged], made.preprocess):
+        more = [gate.answers(model, lot, model.manifest.default_answer) for model in models]
+        answered = [np.concatenate(both) for both in zip(answered, more, strict=True)]
     evidence = gate.Evidence(
         candidate=made,
         live=live.manifest if live else None,
         names={known.id: known.name for known in workshop.store.classes(new)},
         truth=truth,
-        answered=gate.answers(session.load(registry, made.version), images, made.default_answer),
-        answered_by_live=gate.answers(live, images, live.manifest.default_answer) if live else truth[:0],
+        answered=answered[0],
+        answered_by_live=answered[1] if live else truth[:0],
         parity=Parity(**rollout.facts["parity"]),
     )
     checks = gate.judge(evidence, workshop.settings.gate)

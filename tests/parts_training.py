@@ -15,6 +15,7 @@ from lifelist.training.job import Learned, Task
 from lifelist.training.loop import Event, Phase, Teacher
 from lifelist.training.methods import METHODS, Schedule
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import Pixels
 
 torch.set_num_threads(1)  # so little work that a second thread only waits, and bits do not depend on the machine
 
@@ -68,11 +69,11 @@ def bic() -> tuple[tuple[Task, Learned], ...]:
 
 def with_noise(task: Task, role: int) -> Task:
     """The same increment with random pixels in every image of a role."""
-    pixels = task.images.pixels.clone()
+    pixels = task.images.pixels[:].clone()
     which = task.roles == role
     noise = torch.randint(256, pixels[which].shape, generator=torch.Generator().manual_seed(1))
     pixels[which] = noise.to(torch.uint8)
-    return replace(task, images=Images(pixels, task.images.labels, task.images.ids))
+    return replace(task, images=Images(Pixels(pixels), task.images.labels, task.images.ids))
 
 
 def noise(count: int, size: int = 8, seed: int = 0) -> torch.Tensor:

@@ -13,6 +13,7 @@ from lifelist.training.increment import learn
 from lifelist.training.job import Class, Task
 from lifelist.training.loop import Event
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import Pixels
 
 SHORT = replace(TINY, epochs=0, batch_size=0)
 KESTREL, COMMON = 3, 4  # both show the digit 3
@@ -34,7 +35,9 @@ def base(split: bool, options: TrainingOptions = SHORT, per_class: int = 60) -> 
         Task(
             options=options,
             new=tuple(Class(k, name) for k, name in enumerate(names)),
-            images=Images(torch.cat([p.pixels for p in parts]), labels, tuple(i for p in parts for i in p.ids)),
+            images=Images(
+                Pixels(torch.cat([p.pixels[:] for p in parts])), labels, tuple(i for p in parts for i in p.ids)
+            ),
             roles=roles_on_arrival(labels, gate=0.3, holdout=0.1, generator=torch.Generator().manual_seed(0)),
         ),
         on_event=events.append,

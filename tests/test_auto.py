@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from parts_rollout import add, prepared
 from parts_rollout import learn as carried
 from parts_training import TINY, few, tasks
@@ -16,7 +17,7 @@ from lifelist.deploy.workshop import STATISTICS
 from lifelist.exporter.errors import BadSetting
 from lifelist.training import auto
 from lifelist.training.auto import FEW_IMAGES, RULES, Situation, choose, resolve, situation_of
-from lifelist.training.data import HOLDOUT, TRAINING, Images
+from lifelist.training.data import HOLDOUT, TRAINING
 from lifelist.training.experiment import run_experiment
 from lifelist.training.increment import learn
 from lifelist.training.job import Task
@@ -91,7 +92,7 @@ def test_a_situation_is_what_the_task_brings() -> None:
     task = given()
     kept = task.of(3, TRAINING).nonzero()[7:, 0].tolist()  # but 7 of the images of digit 3
     keep = [k for k in range(len(task.images)) if k not in kept]
-    images = Images(task.images.pixels[keep], task.images.labels[keep], tuple(task.images.ids[k] for k in keep))
+    images = task.images.take(torch.tensor(keep))
     fewer = replace(task, images=images, roles=task.roles[keep])
     found = situation_of(fewer)
     assert (found.n, found.m, found.scarcest, found.fewest) == (3, 2, fewer.new[0].name, 7)

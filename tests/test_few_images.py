@@ -16,6 +16,7 @@ from lifelist.training.increment import learn
 from lifelist.training.job import Class, Learned, Task
 from lifelist.training.methods import METHODS
 from lifelist.training.network import NETWORKS
+from lifelist.training.pixels import Pixels
 
 assert NETWORKS["small"] is Small  # type: ignore[index]
 OPTIONS = replace(TINY, network="small", epochs=0, batch_size=0, memory_total=90)
@@ -28,15 +29,15 @@ def images(digit: int, first: int, count: int) -> Images:
 
 def many(digit: int, count: int) -> Images:
     """A hundred images of a digit over and over, each time under other noise."""
-    pixels = images(digit, 40, 100).pixels.repeat(count // 100, 1, 1, 1)
+    pixels = images(digit, 40, 100).pixels[:].repeat(count // 100, 1, 1, 1)
     noise = torch.randint(-30, 31, pixels.shape, generator=torch.Generator().manual_seed(0))
     noisy = (pixels.int() + noise).clamp(0, 255).to(torch.uint8)
-    return Images(noisy, torch.full((count,), digit), tuple(f"{digit}, {k}" for k in range(count)))
+    return Images(Pixels(noisy), torch.full((count,), digit), tuple(f"{digit}, {k}" for k in range(count)))
 
 
 def together(*parts: Images) -> Images:
     return Images(
-        torch.cat([part.pixels for part in parts]),
+        Pixels(torch.cat([part.pixels[:] for part in parts])),
         torch.cat([part.labels for part in parts]),
         tuple(image_id for part in parts for image_id in part.ids),
     )

@@ -84,7 +84,7 @@ def test_a_task_and_a_result_come_back_from_the_folder_as_they_were(tmp_path: Pa
     write_task(tmp_path, task)
     found = read_task(tmp_path)
     assert found.fingerprint == task.fingerprint
-    assert torch.equal(found.images.pixels, task.images.pixels)
+    assert torch.equal(found.images.pixels[:], task.images.pixels[:])
     increment.run(tmp_path)
     result = read_result(tmp_path)
     assert torch.equal(result.means, learned.means)

@@ -19,6 +19,7 @@ from lifelist.training.job import Task
 from lifelist.training.loop import Phase, Run, Teacher, batches, learning_rate, scaled, start, train
 from lifelist.training.methods import METHODS, Schedule
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import Pixels
 from lifelist.training.rebalance import REBALANCE
 
 
@@ -293,8 +294,8 @@ def test_i12_exemplars_are_trained_on() -> None:
     task, learned = bic()[1]
     old = torch.isin(task.images.labels, torch.tensor([c.id for c in task.old]))
     changed = with_noise(task, TRAINING)
-    pixels = torch.where(old[:, None, None, None], changed.images.pixels, task.images.pixels)
-    only_exemplars = replace(task, images=replace(task.images, pixels=pixels))
+    pixels = torch.where(old[:, None, None, None], changed.images.pixels[:], task.images.pixels[:])
+    only_exemplars = replace(task, images=replace(task.images, pixels=Pixels(pixels)))
     assert learn(only_exemplars).checkpoint != learned.checkpoint
 
 
@@ -304,8 +305,8 @@ def test_finetuning_sees_nothing_of_old_classes() -> None:
 
     task, _ = bic()[1]
     old = torch.isin(task.images.labels, torch.tensor([c.id for c in task.old]))
-    pixels = torch.where(old[:, None, None, None], 255 - task.images.pixels, task.images.pixels)
-    other = replace(task, images=replace(task.images, pixels=pixels))
+    pixels = torch.where(old[:, None, None, None], 255 - task.images.pixels[:], task.images.pixels[:])
+    other = replace(task, images=replace(task.images, pixels=Pixels(pixels)))
     assert learn(finetune(task)).checkpoint == learn(finetune(other)).checkpoint
 
 

@@ -19,6 +19,7 @@ from lifelist.training.exemplars import herd
 from lifelist.training.increment import learn, load_network
 from lifelist.training.loop import Event, Phase, Run, corrected, learning_rate, start
 from lifelist.training.methods import METHODS
+from lifelist.training.pixels import Pixels
 from lifelist.training.rebalance import LARGEST_ALPHA, Increment, balanced_finetuning, balanced_set, fit_bias
 
 
@@ -55,9 +56,9 @@ def an_increment(
         run=run,
         n=n,
         heads=(n, len(counts) - n),
-        pixels=noise(len(rows)),
+        pixels=Pixels(noise(len(rows))),
         rows=rows,
-        held_pixels=noise(held * len(counts), seed=9),
+        held_pixels=Pixels(noise(held * len(counts), seed=9)),
         held_rows=torch.arange(len(counts)).repeat(held),
     )
     return network.build("resnet32", classes=len(counts), image_size=8, seed=2), increment

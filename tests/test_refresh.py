@@ -16,6 +16,7 @@ from lifelist.training.job import Class, Learned, Task, read_task, write_task
 from lifelist.training.loop import Phase
 from lifelist.training.loss import increment_loss
 from lifelist.training.methods import METHODS
+from lifelist.training.pixels import Pixels
 
 OPTIONS = replace(TINY, epochs=0, batch_size=0, memory_total=60)
 PATTERN = torch.tensor([TRAINING, GATE, TRAINING, TRAINING, HOLDOUT])  # of a class's images, over and over
@@ -32,7 +33,7 @@ def images(shown: int, class_id: int, count: int = 30) -> Images:
 
 def together(*parts: Images) -> Images:
     return Images(
-        torch.cat([part.pixels for part in parts]),
+        Pixels(torch.cat([part.pixels[:] for part in parts])),
         torch.cat([part.labels for part in parts]),
         tuple(image_id for part in parts for image_id in part.ids),
     )

@@ -19,6 +19,7 @@ from lifelist.training import increment
 from lifelist.training.data import Images
 from lifelist.training.job import Task, read_result, write_task
 from lifelist.training.loop import Event
+from lifelist.training.pixels import Pixels
 
 CHILD = """
 import json, sys, torch
@@ -191,11 +192,8 @@ def test_what_a_killed_writer_left_behind_is_cleared_and_half_a_line_is_cut_off(
 
 def test_a_batch_shared_between_cores_resumes_with_the_same_bits_too(tmp_path: Path) -> None:
     task = replace(tasks()[0][0], options=replace(TINY, batch_size=64))
-    images = Images(
-        functional.interpolate(task.images.pixels.permute(0, 3, 1, 2), size=24).permute(0, 2, 3, 1),
-        task.images.labels,
-        task.images.ids,
-    )
+    larger = functional.interpolate(task.images.pixels[:].permute(0, 3, 1, 2), size=24).permute(0, 2, 3, 1)
+    images = Images(Pixels(larger), task.images.labels, task.images.ids)
     task = replace(task, images=images, options=replace(task.options, image_size=24))
     for name in ("whole", "stopped"):
         write_task(tmp_path / name, task)

@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from lifelist.exporter.errors import Corrupt
 _HEADER = "lifelist"  # one metadata key: safetensors writes several in any order, and files would differ
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Temporary name, sync, rename: a reader sees the old file or the new one, whatever is killed when."""
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Temporary name, sync, rename: a reader sees the old file or the new one, whatever is killed when.
+
+    data: all of it, or parts, one after the other, of which only one is held at a time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -39,7 +42,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def remove_halves(folder: Path) -> None:
     """Remove what writers that were killed left behind in a folder that nobody else writes to now."""
-    for file in folder.glob(".*.safetensors.*"):
+    for file in folder.glob(".*.*.*"):
         file.unlink(missing_ok=True)
 
 

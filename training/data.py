@@ -1,9 +1,9 @@
-"""Images as uint8 tensors: read, split, normalised, and augmented a whole batch at a time."""
+"""Images as uint8: read, split, normalised, and augmented a whole batch at a time."""
 
-import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -15,17 +15,20 @@ from lifelist.exporter.errors import BadInput
 from lifelist.exporter.manifest import Preprocess
 from lifelist.exporter.preprocess import decode
 from lifelist.training.options import TrainingOptions, check
-from lifelist.training.sources import Encoded, class_names, encoded
+from lifelist.training.pixels import Collector, Pixels, batches
+from lifelist.training.screening import Screening
+from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
 
+LOT = 16 * 2**20  # bytes of images that are held while they are decoded: as many of files, and of pixels
 TRAINING, HOLDOUT, GATE = 0, 1, 2  # roles of an image, as images.safetensors stores them
 Colour = tuple[float, float, float]  # of R, G, B in 0 … 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Images:
-    """Images in memory: never floats, so that a memory of exemplars costs a quarter."""
+    """Decoded images, as many as the disk holds: never floats, so that a memory of exemplars costs a quarter."""
 
-    pixels: Tensor  # N×S×S×3 uint8
+    pixels: Pixels  # N×S×S×3 uint8
     labels: Tensor  # N int64, class ids
     ids: tuple[str, ...]  # N, sha256 of each encoded file
 
@@ -33,10 +36,10 @@ class Images:
         return len(self.ids)
 
     def take(self, which: Tensor) -> Self:
-        """The images whose numbers (int64) or mask (bool) are in `which`, in that order."""
+        """The images whose numbers (int64) or mask (bool) are in `which`, in that order. No pixel is copied."""
         if which.dtype == torch.bool:
             which = which.nonzero()[:, 0]
-        return type(self)(self.pixels[which], self.labels[which], tuple(self.ids[k] for k in which.tolist()))
+        return type(self)(self.pixels.take(which), self.labels[which], tuple(self.ids[k] for k in which.tolist()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,38 +49,69 @@ class Dataset:
     images: Images
     names: tuple[str, ...]
     test: Tensor  # N bool: images that the source itself sets apart for testing; none in many sources
-    left_out: tuple[str, ...] = ()  # copies of other images, and of which
+    screening: Screening = field(default_factory=Screening)
 
 
-def read(source: Path | str, options: TrainingOptions) -> Dataset:
-    """Decode every image of `source` as serving would (exporter/preprocess.py). BadInput says which one is wrong;
+def read(
+    source: Path | str,
+    options: TrainingOptions,
+    *,
+    strict: bool = False,
+    report: Path | None = None,
+    folder: Path | None = None,
+    room: int | None = None,
+) -> Dataset:
+    """Decode every image of `source` as serving would (exporter/preprocess.py), a lot at a time.
+
     BadSetting, before any is decoded, if the memory is too small for so many classes.
 
-    An image that stands there more than once is taken once, as what it was first: public data sets have such images,
-    even under two classes (CIFAR-100: a girl who is a baby). `left_out` lists them.
+    An image that cannot be used is left out and told, by `screening`; BadInput if that is more than half of them, or
+    all of a class. An image that stands there more than once is taken once, as what it was first: public data sets have
+    such images, even under two classes (CIFAR-100: a girl who is a baby).
+
+    strict        the first image that cannot be used is an error: BadInput names it
+    report        a file that lists all that is left out, if anything is
+    folder, room  where decoded images go that memory should not hold, and what it should: see Collector
     """
     preprocess = Preprocess(options.image_size, options.resized_to, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
-    def decoded(image: Encoded) -> np.ndarray:
+    def decoded(image: Encoded) -> tuple[np.ndarray | None, str]:
         try:
-            return decode(image.data, preprocess)
+            return (None, image.problem) if image.problem else (decode(image.data, preprocess), "")
         except BadInput as error:
-            raise type(error)(f"{image.where}: {error}") from error
+            if isinstance(error.__cause__, MemoryError):  # which is no fault of the image
+                raise error.__cause__ from None
+            return None, str(error)
 
-    first: dict[str, Encoded] = {}
-    left_out: list[str] = []
-    for image in encoded(source):
-        other = first.setdefault(hashlib.sha256(image.data).hexdigest(), image)
-        if other is not image:
-            left_out.append(f"{image.where} ({image.class_name}) is {other.where} ({other.class_name})")
-    names = class_names(first.values())
-    check(options, classes=len(names))  # before the work of decoding
-    with ThreadPoolExecutor() as pool:
-        pixels = np.stack(list(pool.map(decoded, first.values())))
+    check(options, classes=len(counted(source)))
+    screening = Screening(strict, ignored(source))
+    collector = Collector(options.image_size, folder, room)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for lot in _lots(encoded(source), LOT // (3 * options.image_size**2)):
+            for image, (pixels, problem) in zip(lot, pool.map(decoded, lot), strict=True):
+                if screening.takes(image, problem) and pixels is not None:
+                    collector.add(pixels)
+    screening.conclude(report)
+    used = screening.used
+    names = class_names(used.values())
     number = {name: k for k, name in enumerate(names)}
-    labels = torch.tensor([number[image.class_name] for image in first.values()])
-    test = torch.tensor([image.split == "test" for image in first.values()])
-    return Dataset(Images(torch.from_numpy(pixels), labels, tuple(first)), tuple(names), test, tuple(left_out))
+    labels = torch.tensor([number[image.class_name] for image in used.values()])
+    test = torch.tensor([image.split == "test" for image in used.values()])
+    return Dataset(Images(collector.pixels(), labels, tuple(used)), tuple(names), test, screening)
+
+
+def _lots(images: Iterator[Encoded], count: int) -> Iterator[list[Encoded]]:
+    """Lists of at most `count` images, or one, and of bounded bytes."""
+    lot: list[Encoded] = []
+    size = 0
+    for image in images:
+        lot.append(image)
+        size += len(image.data)
+        if len(lot) >= count or size >= LOT:
+            yield lot
+            lot, size = [], 0
+    if lot:
+        yield lot
 
 
 def roles_on_arrival(labels: Tensor, *, gate: float, holdout: float, generator: torch.Generator) -> Tensor:
@@ -98,10 +132,12 @@ def roles_on_arrival(labels: Tensor, *, gate: float, holdout: float, generator: 
     return roles
 
 
-def colour_statistics(pixels: Tensor) -> tuple[Colour, Colour]:
+def colour_statistics(pixels: Pixels | Tensor) -> tuple[Colour, Colour]:
     """(mean, std) of each channel, in 0 … 1, over N×S×S×3 uint8: exact sums of integers, so the same on any machine."""
-    flat = pixels.reshape(-1, 3)
-    counts = [torch.bincount(flat[:, channel], minlength=256).double() for channel in range(3)]
+    counts = torch.zeros(3, 256, dtype=torch.float64)
+    for batch in batches(pixels):
+        flat = batch.reshape(-1, 3).cpu()
+        counts += torch.stack([torch.bincount(flat[:, channel], minlength=256) for channel in range(3)])
     levels = torch.arange(256, dtype=torch.float64) / 255
     means = [float((count * levels).sum() / count.sum()) for count in counts]
     spreads = [

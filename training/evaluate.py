@@ -9,12 +9,16 @@ from torch.nn import functional
 
 from lifelist.training.loop import Run
 from lifelist.training.network import Network
+from lifelist.training.pixels import Pixels
 from lifelist.training.threads import side_by_side
 
-BATCH = 128  # a whole class at once would not fit a GPU (methods.md I10)
+BATCH = 128  # images: a whole class at once would not fit a GPU (methods.md I10) …
+LARGEST = 2**19  # … and pixels for each core of a CPU, whose memory would not hold what networks make of large images
 
 
-def features(network: Network, pixels: Tensor, run: Run, *, mirrored: bool = False, half: bool = False) -> Tensor:
+def features(
+    network: Network, pixels: Pixels | Tensor, run: Run, *, mirrored: bool = False, half: bool = False
+) -> Tensor:
     """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, and without augmentation (B2, B3).
 
     half: bfloat16 inside the network, for what only ranks images; whatever is measured or served takes float32.
@@ -22,15 +26,23 @@ def features(network: Network, pixels: Tensor, run: Run, *, mirrored: bool = Fal
     was_training = network.training
     network.eval()
 
-    def of(part: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=half):
-            x = run.normalised(part)
-            found: Tensor = network(x.flip(3) if mirrored else x)
-            return found.float()
+    raw = torch.empty(len(pixels), network.dim, device=run.device)  # parts of their own would keep heaps from shrinking
 
-    cores = torch.get_num_threads() if run.device.type == "cpu" else 1
-    parts = torch.split(pixels, max(1, min(BATCH, -(-len(pixels) // cores))))
-    raw = torch.cat(side_by_side(of, parts, cores) if cores > 1 else [of(part) for part in parts])
+    def fill(part: slice) -> None:
+        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=half):
+            x = run.normalised(pixels[part])
+            raw[part] = network(x.flip(3) if mirrored else x)
+
+    cores, most = 1, BATCH
+    if run.device.type == "cpu":
+        cores, most = torch.get_num_threads(), min(BATCH, max(1, LARGEST // pixels.shape[1] ** 2))
+    size = max(1, min(most, -(-len(pixels) // cores)))
+    parts = [slice(start, start + size) for start in range(0, len(pixels), size)]
+    if cores > 1:
+        side_by_side(fill, parts, cores)
+    else:
+        for part in parts:
+            fill(part)
     network.train(was_training)
     return raw.cpu()
 

@@ -112,6 +112,8 @@ def run_experiment(
     base_classes: int = 0,
     order: Callable[[int], Sequence[int]] = range,
     folder: Path | None = None,
+    strict: bool = False,
+    report: Path | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Result:
     """Learn the classes of `data` group after group; see `groups_of` for the groups.
@@ -119,13 +121,13 @@ def run_experiment(
     data             "digits", a folder per class, or Parquet (sources.py); its own train and test split if it has one
     order            from the number of classes, their places in the source, in order of arrival; see `shuffled`
     folder           where every increment keeps its epochs: the same call resumes there. None: nothing is kept
+    strict, report   see data.read
     on_event         gets every event of every increment, with "increment" (0 is the base) and "increments" added, and
-                     a warning if the data hold an image more than once
+                     warnings about the data: images left out, class names that look alike
     """
-    dataset = data if isinstance(data, Dataset) else read(data, options)
-    if dataset.left_out:
-        message = f"{len(dataset.left_out)} images are copies of others and left out; {dataset.left_out[0]}"
-        on_event({"kind": "warning", "what": "data.copies-left-out", "message": message})
+    dataset = data if isinstance(data, Dataset) else read(data, options, strict=strict, report=report, folder=folder)
+    for what, message in dataset.screening.warnings():
+        on_event({"kind": "warning", "what": what, "message": message})
     arrival = order(len(dataset.names))
     groups = groups_of(arrival, classes_per_increment, base_classes)
     dataset = _in_order(dataset, arrival)

@@ -27,6 +27,7 @@ from lifelist.training.loop import Event, Phase, Run, Teacher, corrected, scaled
 from lifelist.training.methods import METHODS, Method
 from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
+from lifelist.training.pixels import Pixels
 from lifelist.training.rebalance import REBALANCE, Increment
 from lifelist.training.statistics import Statistics, Sums, add, as_bytes, from_bytes
 
@@ -85,11 +86,12 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     rows = material.rows(task, replayed)
     _compare_counts(task, name, run)
     schedule = schedules.increment if n else schedules.base
+    pixels = _near(replayed.pixels, run)
     phase = Phase(
         name="main",
         method=method,
         schedule=scaled(schedule, options, schedule),
-        pixels=_near(replayed.pixels, run),
+        pixels=pixels,
         rows=rows,
         n=n,
         heads=distillation_heads(task.heads),
@@ -112,7 +114,7 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
             n=n,
             refreshed=refreshed,
             heads=heads,
-            pixels=phase.pixels,
+            pixels=pixels,
             rows=rows,
             held_pixels=material.holdout.pixels,
             held_rows=material.rows(task, material.holdout),
@@ -218,7 +220,7 @@ def _with_news(images: Images, task: Task) -> Images:
     return images.take(torch.isin(images.labels, torch.tensor(task.with_news)))
 
 
-def _near(pixels: Tensor, run: Run) -> Tensor:
+def _near(pixels: Pixels, run: Run) -> Pixels:
     """On the GPU if they take less than a quarter of what is free there, else where they are."""
     if run.device.type == "cuda" and pixels.nbytes * 4 < torch.cuda.mem_get_info(run.device)[0]:
         return pixels.to(run.device)
@@ -261,7 +263,7 @@ def _statistics(student: Network, task: Task, run: Run) -> Statistics:
     for class_id in dict.fromkeys((*(c.id for c in lacking), *task.with_news)):
         pixels = task.images.take(task.of(class_id, TRAINING)).pixels
         if class_id in known:  # which its exemplars are part of
-            pixels = pixels[-task.refreshed[class_id] :]
+            pixels = pixels.take(slice(-task.refreshed[class_id], None))
         found = add(found, class_id, Sums.of(*_views(student, pixels, run)))
     if lacking:
         run.warn(
@@ -272,7 +274,7 @@ def _statistics(student: Network, task: Task, run: Run) -> Statistics:
     return found
 
 
-def _views(student: Network, pixels: Tensor, run: Run) -> list[Tensor]:
+def _views(student: Network, pixels: Pixels, run: Run) -> list[Tensor]:
     """N×D raw features of images, and of their mirror images where training mirrors."""
     mirrored = (False, True) if run.options.flip else (False,)
     return [evaluate.features(student, pixels, run, mirrored=which) for which in mirrored]
@@ -298,7 +300,7 @@ def _remember(
         if class_id in task.with_news and count:
             best_first = ranked(student, images, count, class_id, run)
         kept[class_id] = best_first.ids[:count]
-        shown = best_first.pixels[:count] if count else images.pixels  # no memory: a new class's images are still here
+        shown = best_first.pixels.take(slice(count)) if count else images.pixels  # no memory: new images are still here
         if class_id in statistics:
             means.append(statistics[class_id].mean)
         elif len(shown):

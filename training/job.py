@@ -1,8 +1,10 @@
 """An increment as a folder: what it is given, and what came of it. The contract between a rollout and training.
 
 job.json                options, classes, heads, bias, mean and std, and the sha256 of the files that belong to it
-images.safetensors      pixels uint8 N×S×S×3, labels int64 N (class ids), roles uint8 N
-images.json             N image ids, in the same order
+images.json             N image ids
+images.safetensors      labels int64 N (class ids), roles uint8 N, in the same order
+pixels.npy              uint8 N×S×S×3, in the same order; may be larger than memory, so it is written in parts, its
+                        digest is checked in a pass of its own, and it is mapped
 teacher.safetensors     the parent's checkpoint; absent for a base
 statistics.safetensors  the parent's (statistics.py), if it has any
 epochs/                 one checkpoint for each phase, replaced after every epoch
@@ -16,7 +18,7 @@ No byte of a file is interpreted before its digest is checked: Corrupt names a f
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,13 @@ from torch import Tensor
 
 from lifelist.exporter.errors import BadInput, Corrupt
 from lifelist.exporter.manifest import AnswerKind, BiasCorrection
-from lifelist.training.checkpoint import pack, unpack, write_atomically
+from lifelist.training.checkpoint import pack, remove_halves, unpack, write_atomically
 from lifelist.training.data import GATE, HOLDOUT, TRAINING, Colour, Images
 from lifelist.training.methods import certainly_trains, possible
 from lifelist.training.options import TrainingOptions, check
+from lifelist.training.pixels import as_npy, from_npy
+
+PIXELS = "pixels.npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +169,13 @@ class Learned:
 
 
 def write_task(folder: Path, task: Task) -> None:
-    """Everything that `read_task` needs; job.json last, so that a folder that has it is whole."""
-    tensors = {"pixels": task.images.pixels, "labels": task.images.labels, "roles": task.roles}
-    files = {"images.safetensors": pack(tensors), "images.json": json.dumps(task.images.ids).encode()}
+    """Everything that `read_task` needs; job.json last, so that a folder that has it is whole. Pixels go in parts."""
+    remove_halves(folder)
+    files: dict[str, bytes | Iterable[bytes]] = {
+        PIXELS: as_npy(task.images.pixels),
+        "images.safetensors": pack({"labels": task.images.labels, "roles": task.roles}),
+        "images.json": json.dumps(task.images.ids).encode(),
+    }
     if task.teacher is not None:
         files["teacher.safetensors"] = task.teacher
     if task.statistics is not None:
@@ -195,9 +204,12 @@ def _sha256(data: bytes | None) -> str | None:
 
 
 def read_task(folder: Path) -> Task:
-    """The increment in a folder. BadInput names a file that is missing, Corrupt one that is damaged."""
+    """The increment in a folder, its images mapped into memory: they may be larger.
+
+    BadInput names a file that is missing, Corrupt one that is damaged.
+    """
     try:
-        job, files = _read(folder, "job.json")
+        job, files = _read(folder, "job.json", but_for=PIXELS)
     except FileNotFoundError as error:
         raise BadInput(f"{folder} is not a whole increment: {error.filename} does not exist") from error
     try:
@@ -214,7 +226,7 @@ def read_task(folder: Path) -> Task:
             bias=BiasCorrection(**job["bias"]) if job["bias"] else None,
             mean=_colour(job["mean"]),
             std=_colour(job["std"]),
-            images=Images(tensors["pixels"], tensors["labels"], tuple(json.loads(files["images.json"]))),
+            images=Images(from_npy(folder / PIXELS), tensors["labels"], tuple(json.loads(files["images.json"]))),
             roles=tensors["roles"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -273,24 +285,41 @@ def read_result(folder: Path) -> Learned:
         raise Corrupt(f"{result}/result.json does not describe a result: {error!r}") from error
 
 
-def _write(folder: Path, files: Mapping[str, bytes], last: str, facts: Mapping[str, Any]) -> None:
-    """The files, and then the JSON object `last` with `facts` and their digests."""
+def _write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]], last: str, facts: Mapping[str, Any]) -> None:
+    """The files, whole or in parts, and then the JSON object `last` with `facts` and their digests."""
+    digests = {}
     for name, data in files.items():
-        write_atomically(folder / name, data)
-    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        digest = hashlib.sha256()
+        write_atomically(folder / name, _hashed([data] if isinstance(data, bytes) else data, digest))
+        digests[name] = digest.hexdigest()
     write_atomically(folder / last, json.dumps({**facts, "sha256": digests}, indent=2).encode())
 
 
-def _read(folder: Path, last: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """(facts, files) of `_write`. FileNotFoundError if one is missing, Corrupt if one is not what was written."""
+def _hashed(data: Iterable[bytes], digest: Any) -> Iterator[bytes]:
+    for part in data:
+        digest.update(part)
+        yield part
+
+
+def _read(folder: Path, last: str, but_for: str = "") -> tuple[dict[str, Any], dict[str, bytes]]:
+    """(facts, files) of `_write`. FileNotFoundError if one is missing, Corrupt if one is not what was written.
+
+    but_for: a file whose digest is checked, but which is not held.
+    """
     facts = _object(folder / last, (folder / last).read_bytes())
     digests = facts.pop("sha256", None)
     if not isinstance(digests, dict):
         raise Corrupt(f"{folder}/{last} does not say which files belong to it; nothing was read")
-    files = {name: (folder / name).read_bytes() for name in digests}
-    for name, data in files.items():
-        if (found := hashlib.sha256(data).hexdigest()) != digests[name]:
-            raise Corrupt(f"{folder}/{name} has sha256 {found}; {last} pinned {digests[name]}")
+    files: dict[str, bytes] = {}
+    for name, pinned in digests.items():
+        with (folder / name).open("rb") as file:
+            if name != but_for:
+                files[name] = file.read()
+                found = hashlib.sha256(files[name]).hexdigest()
+            else:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != pinned:
+            raise Corrupt(f"{folder}/{name} has sha256 {found}; {last} pinned {pinned}")
     return facts, files
 
 

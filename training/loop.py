@@ -23,6 +23,7 @@ from lifelist.training.loss import TERMS, increment_loss
 from lifelist.training.methods import Method, Schedule
 from lifelist.training.network import Network
 from lifelist.training.options import Precision, TrainingOptions
+from lifelist.training.pixels import Pixels
 
 SMALLEST_BATCH = 16  # below it, batch-norm's statistics are noise
 FEW_STEPS = 32  # in an epoch: fewer are short
@@ -123,7 +124,7 @@ class Phase:
     name: str
     method: Method
     schedule: Schedule
-    pixels: Tensor  # N×S×S×3 uint8
+    pixels: Pixels | Tensor  # N×S×S×3 uint8
     rows: Tensor  # N int64 on the CPU: which output is right
     n: int  # outputs that count as old
     heads: Sequence[slice]  # the old outputs, cut for distillation
@@ -352,7 +353,7 @@ def _epoch(
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(schedule, epoch, step / len(cut))
         rows = sent(phase.rows[which], run.device)
-        pixels = sent(phase.pixels[sent(which, phase.pixels.device)], run.device)
+        pixels = sent(phase.pixels[which], run.device)
         x = augment(pixels, run.mean, run.std, random["augment"])
         if size < options.image_size:
             x = functional.interpolate(x, (size, size), mode="bilinear", antialias=True)

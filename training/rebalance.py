@@ -15,6 +15,7 @@ from lifelist.training.forms import distillation_heads
 from lifelist.training.loop import Phase, Run, Teacher, scaled, train
 from lifelist.training.methods import Method, Schedules
 from lifelist.training.network import Network
+from lifelist.training.pixels import Pixels
 from lifelist.training.statistics import Sums, solve
 from lifelist.training.threads import one_thread
 
@@ -35,9 +36,9 @@ class Increment:
     n: int  # old classes
     refreshed: Sequence[int] = ()  # old rows whose classes bring new images
     heads: tuple[int, ...]  # classes that each increment brought, this one included
-    pixels: Tensor  # N×S×S×3 uint8: exemplars (best first) and new images, what training may see
+    pixels: Pixels  # N×S×S×3 uint8: exemplars (best first) and new images, what training may see
     rows: Tensor  # N int64
-    held_pixels: Tensor  # hold-out: never trained on, as many of each class
+    held_pixels: Pixels  # hold-out: never trained on, as many of each class
     held_rows: Tensor
     statistics: Sequence[Sums] = ()  # of every class, in row order; for methods whose backbone is frozen
 
@@ -156,7 +157,7 @@ def balanced_finetuning(network: Network, increment: Increment) -> None:
         name="balanced",
         method=increment.method,
         schedule=scaled(schedule, run.options, increment.schedules.increment),
-        pixels=increment.pixels[which],
+        pixels=increment.pixels.take(which),
         rows=increment.rows[which],
         n=network.classes,  # every class counts as old here, so that the snapshot teaches all of them
         heads=distillation_heads(increment.heads),
@@ -182,7 +183,7 @@ def balanced_set(network: Network, increment: Increment) -> Tensor:
             continue
         of_class = (increment.rows == row).nonzero()[:, 0]
         if row not in replayed:
-            raw = features(network, increment.pixels[of_class], increment.run, half=increment.run.half)
+            raw = features(network, increment.pixels.take(of_class), increment.run, half=increment.run.half)
             of_class = of_class[herd(unit(raw), min(wanted, count))]
         chosen.append(of_class.repeat(-(-wanted // len(of_class)))[:wanted])
     return torch.cat(chosen)

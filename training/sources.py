@@ -6,6 +6,7 @@ Nothing here needs torch. Each reader yields `Encoded` files as they are; `read`
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from lifelist.exporter.errors import BadInput
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+ROWS = 128  # of a Parquet file that are held at a time
 _BUILT_IN = ("digits", "turned-digits")
 Split = Literal["train", "test", ""]  # "": the source does not say
 _SPLITS: Mapping[str, Split] = {
@@ -39,13 +41,15 @@ class Encoded:
     where: str  # for messages: path, or file and row
     split: Split = ""
     rank: int = 0  # the class's place in the order of arrival, where the source has one; else names are sorted
+    problem: str = ""  # why there are no bytes
 
 
-def encoded(source: Path | str) -> Iterator[Encoded]:
+def encoded(source: Path | str, *, opened: bool = True) -> Iterator[Encoded]:
     """Every image of `source`, in a fixed order. BadInput says what is wrong with it, and what would be right.
 
     source: "digits", or "turned-digits" for 20 classes; a .parquet file, or a folder of them; or a folder with one
     folder of images for each class, which may stand in folders named train and test.
+    opened: False for names, labels and places only, without bytes, which is quick.
     """
     if str(source) in _BUILT_IN:
         return _digits(turned=str(source) == "turned-digits")
@@ -55,10 +59,29 @@ def encoded(source: Path | str) -> Iterator[Encoded]:
     if path.is_file():
         if path.suffix != ".parquet":
             raise BadInput(f"{path} is a file, but not .parquet; images stand in a folder per class")
-        return _parquet([path])
-    if shards := sorted(path.rglob("*.parquet")):
-        return _parquet(shards)
-    return _folders(path)
+        return _parquet([path], opened)
+    if shards := _shards(path):
+        return _parquet(shards, opened)
+    return _folders(path, opened)
+
+
+def counted(source: Path | str) -> Counter[str]:
+    """How many images of each class there are, but for those set apart for testing; none of them is read."""
+    return Counter(image.class_name for image in encoded(source, opened=False) if image.split != "test")
+
+
+def ignored(source: Path | str) -> list[Path]:
+    """The files in a folder that `encoded` passes over; hidden ones are nobody's images."""
+    path = Path(source)
+    if str(source) in _BUILT_IN or not path.is_dir():
+        return []
+    read = {*(_shards(path) or (file for file, _, _ in _listed(path)))}
+    found = (p for p in sorted(path.rglob("*")) if p not in read and not p.is_dir())
+    return [p for p in found if not any(part[0] == "." for part in p.relative_to(path).parts)]
+
+
+def _shards(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.parquet"))
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
@@ -88,9 +111,11 @@ def _digits(*, turned: bool) -> Iterator[Encoded]:
             yield Encoded(name, file.getvalue(), f"{'turned ' if turn else ''}digit {k}", rank=10 * turn + int(label))
 
 
-def _folders(root: Path) -> Iterator[Encoded]:
+def _listed(root: Path) -> list[tuple[Path, str, Split]]:
+    """(file, class name, split) of every image in folders of classes."""
     inner = _subfolders(root)
     splits = {folder: _SPLITS.get(folder.name.lower(), "") for folder in inner}
+    found: list[tuple[Path, Split]]
     if inner and all(splits.values()):
         found = [(folder, splits[split]) for split in inner for folder in _subfolders(split)]
     else:
@@ -103,8 +128,18 @@ def _folders(root: Path) -> Iterator[Encoded]:
         )
     if empty := [str(folder) for folder, _ in found if not any(_images_in(folder))]:
         raise BadInput(f"no image of {', '.join(SUFFIXES)} in {', '.join(empty[:5])}; add some, or remove the folder")
-    for file, name, split in files:
-        yield Encoded(name, file.read_bytes(), str(file), split)
+    return files
+
+
+def _folders(root: Path, opened: bool) -> Iterator[Encoded]:
+    for file, name, split in _listed(root):
+        data, problem = b"", ""
+        if opened:
+            try:
+                data = file.read_bytes()
+            except OSError as error:
+                problem = f"cannot be read: {error.strerror}"
+        yield Encoded(name, data, str(file), split, problem=problem)
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -112,10 +147,10 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir())
 
 
-def _parquet(shards: list[Path]) -> Iterator[Encoded]:
+def _parquet(shards: list[Path], opened: bool) -> Iterator[Encoded]:
     """Rows of the usual public layout: image struct{bytes, path} or binary; label int or string; maybe class_name."""
     import pyarrow.parquet
 
@@ -129,8 +164,9 @@ def _parquet(shards: list[Path]) -> Iterator[Encoded]:
         known = _label_names(file.schema_arrow, label)
         words = re.split(r"[^a-z]+", shard.stem.lower())
         split: Split = next((_SPLITS[word] for word in words if word in _SPLITS), "")
+        columns = (image if opened else None, label, named)
         row = 0
-        for batch in file.iter_batches(1024, columns=[c for c in (image, label, named) if c is not None]):
+        for batch in file.iter_batches(ROWS, columns=[c for c in columns if c is not None]):
             for values in batch.to_pylist():
                 found = _row(values, image, label, named, known, split, f"{shard} row {row}")
                 first, where = label_of.setdefault(found.class_name, (values[label], found.where))
@@ -200,17 +236,16 @@ def _row(
     split: Split,
     where: str,
 ) -> Encoded:
-    content, value = values[image], values[label]
+    content, value = values.get(image), values[label]  # no content if it is not opened
     data = content.get("bytes") if isinstance(content, dict) else content
-    if not data:
-        raise BadInput(f"{where} has no image bytes in column {image!r}; files outside the Parquet are not followed")
+    problem = "" if data else f"has no image bytes in column {image!r}; files outside the Parquet are not followed"
     if value is None or (isinstance(value, int) and value < 0):
         raise BadInput(f"{where} has no label ({value!r}) in column {label!r}")
-    rank = value if isinstance(value, int) else 0
+    name = str(value)
     if named is not None and values[named]:
-        return Encoded(str(values[named]), data, where, split, rank)
-    if isinstance(value, int) and known is not None:
+        name = str(values[named])
+    elif isinstance(value, int) and known is not None:
         if value >= len(known):
             raise BadInput(f"{where} has label {value}, but the file's metadata name only {len(known)} classes")
-        return Encoded(known[value], data, where, split, rank)
-    return Encoded(str(value), data, where, split, rank)
+        name = known[value]
+    return Encoded(name, data or b"", where, split, value if isinstance(value, int) else 0, problem)

@@ -7,9 +7,12 @@ and a hundred times longer as soon as one of them has to share its core with ano
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+Part = TypeVar("Part")
+Found = TypeVar("Found")
 
 
 @contextlib.contextmanager
@@ -23,7 +26,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def side_by_side(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], cores: int) -> list[Tensor]:
+def side_by_side(function: Callable[[Part], Found], parts: Sequence[Part], cores: int) -> list[Found]:
     """`function` of each part, in order; each of `cores` takes a part at a time."""
     with one_thread(), ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return list(pool.map(function, parts))
