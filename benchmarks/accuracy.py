@@ -64,7 +64,7 @@ class Asked:
 
 
 def run_all(asked: Asked, folder: Path, *, jobs: int, on_event: Callable[[str, Event], None]) -> list[Run]:
-    """Every run of `asked`, in order of methods and seeds; those that ended before are read from `folder`.
+    """Make what is missing of the runs of `asked`; every run in `folder`, those of earlier calls too (see `ended`).
 
     jobs      how many at a time, each in a process of its own: several small networks fill a GPU better than one.
     on_event  gets the name of a run and an event of training (experiment.run_experiment); with several jobs, of each
@@ -80,7 +80,14 @@ def run_all(asked: Asked, folder: Path, *, jobs: int, on_event: Callable[[str, E
                 _one(asked, folder, *one, dataset, partial(on_event, _name(*one)))
         else:
             _side_by_side(asked, folder, left, dataset, jobs, on_event)
-    return [_read(asked, folder, *one) for one in wanted]
+    return ended(asked, folder)
+
+
+def ended(asked: Asked, folder: Path) -> list[Run]:
+    """Every run in `folder`, by method in the table's order, then by seed. BadInput if one was of something else."""
+    names = [file.stem.rpartition("-") for file in folder.glob("*.json")]
+    found = [(method, int(seed)) for method, _, seed in names]
+    return [_read(asked, folder, *one) for one in sorted(found, key=lambda one: (list(METHODS).index(one[0]), one[1]))]
 
 
 def _side_by_side(
@@ -212,7 +219,7 @@ class Row:
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
-    """One for each method and head that differ, in the order in which the methods were asked for."""
+    """One for each method and head that differ, in the order of the runs."""
     found = []
     for method in dict.fromkeys(run["method"] for run in runs):
         of_method = [run for run in runs if run["method"] == method]

@@ -80,12 +80,12 @@ def test_a_page_two_pictures_and_the_figures_are_left(folder: Path, runs: dict[s
     assert not any(place.is_dir() for place in (folder / "runs").iterdir())  # images and epochs are cleared away
 
 
-def test_a_run_that_has_ended_is_not_run_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_has_ended_is_not_run_again_and_stays(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (folder / "runs" / "bic-0.json").stat().st_mtime_ns
     line = f"bench accuracy --protocol tiny --method bic --folder {folder} --json"
     assert main(line.split()) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [row["method"] for row in found["rows"]] == ["bic"] * 3
+    assert [row["method"] for row in found["rows"]] == ["bic"] * 3 + ["finetune"] * 2
     assert (folder / "runs" / "bic-0.json").stat().st_mtime_ns == before
 
 
