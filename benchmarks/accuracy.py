@@ -27,7 +27,7 @@ from lifelist.training import data, evaluate
 from lifelist.training.checkpoint import write_atomically
 from lifelist.training.experiment import run_experiment
 from lifelist.training.loop import Event, quickest
-from lifelist.training.methods import ScheduleName, possible
+from lifelist.training.methods import METHODS, ScheduleName, possible
 from lifelist.training.options import TrainingOptions
 
 HEADS = {"linear": "linear", "linear_uncorrected": "linear, before correction", "nearest_mean": "nearest mean"}

@@ -113,7 +113,8 @@ def test_an_experiment_whose_memory_will_not_last_is_refused_at_its_start(
 
     monkeypatch.setattr(increment, "run", stop)
     small = replace(TINY, method=method, memory_total=6, batch_size=0)
-    uses_memory = METHODS[method].replays and not METHODS[method].keeps_all
+    row = METHODS[method]
+    uses_memory = row.replays and not (row.keeps_all or row.frozen)
     with pytest.raises(BadSetting if uses_memory else StopIteration):
         run_experiment(few()[0], small, base_classes=2, classes_per_increment=1)
 

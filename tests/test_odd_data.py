@@ -306,6 +306,7 @@ def test_a_base_without_a_sound_image_of_some_class_trains_nothing(tmp_path: Pat
         ("great\u2013tit", "great tit"),
         ("class_1", "Class 1"),
         ("1_2", "1 - 2"),
+        ("7 a", "7a"),
     ],
 )
 def test_names_that_people_take_for_one_are_alike(one: str, other: str) -> None:

@@ -110,7 +110,7 @@ def test_every_method_learns_new_images_of_a_known_class_and_a_new_class_togethe
     learned = mixed(method)
     assert learned.class_ids == (0, ONE, THREE, SEVEN)
     assert learned.heads == (3, 1)
-    assert right(method, learned, ONE) > 0.5
+    assert right(method, learned, ONE) >= 0.5
     assert right(method, learned, SEVEN) > 0.5
 
 
