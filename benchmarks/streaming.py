@@ -28,10 +28,8 @@ from PIL import Image
 
 Role = Literal["streamed", "in-memory", "held"]
 What = Literal["epoch", "epoch-from-disk", "features", "features-from-disk"]
-CLASSES, DISTINCT = (
-    10,
-    64,
-)  # classes, and pictures that are drawn: the others are copies with other bytes behind the end
+CLASSES = 10
+DISTINCT = 64  # pictures that are drawn: the others are copies of them, with other bytes behind the end
 EVERYTHING = 2**62  # bytes that may be held, where nothing limits them
 
 
