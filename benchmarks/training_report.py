@@ -4,12 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lifelist.benchmarks.accuracy import shown
 from lifelist.benchmarks.accuracy_report import figure, markdown
 from lifelist.benchmarks.phases import NAMES
 
 Facts = Mapping[str, Any]  # what training_speed.measure found
 TITLES = ("", "seconds", "ratio", "accuracy", "nearest mean", "alpha", "beta")
-PHASE_TITLES = ("phase", "seconds", "share", "small images first")
+PHASE_TITLES = ("phase", "seconds", "share", "outside the networks", "small images first")
 ORDER = (
     "training",  # of the reference: these six in one
     "augment",
@@ -33,10 +34,11 @@ LABELS = {
 
 
 def rows(facts: Facts) -> list[tuple[str, ...]]:
-    """One line for the reference and for each of ours: medians, means of accuracies."""
+    """One line for the reference and for each of ours: medians, of accuracies the mean and its standard deviation."""
     found = []
     for name, label in LABELS.items():
-        accuracies = [f"{100 * _mean(column):.1f}" for column in zip(*facts["accuracies"][name], strict=True)]
+        columns = zip(*facts["accuracies"][name], strict=True)
+        accuracies = [shown([100 * accuracy for accuracy in column]) for column in columns]
         bias = [f"{_mean(column):.2f}" for column in zip(*facts["bias"][name], strict=True)] or ["–", "–"]
         ratio = facts["seconds"]["reference"] / facts["seconds"][name]
         found.append((label, f"{facts['seconds'][name]:.1f}", f"{ratio:.2f}", *accuracies, *bias))
@@ -44,11 +46,18 @@ def rows(facts: Facts) -> list[tuple[str, ...]]:
 
 
 def phase_rows(facts: Facts) -> list[tuple[str, ...]]:
-    """One line for each phase of ours; shares of the whole, export included."""
+    """One line for each phase of ours; shares of the whole, export included, and without passes through a network."""
     ours, small = facts["phases"]["ours"], facts["phases"]["small"]
     whole, small_whole = sum(ours.values()), sum(small.values())
+    outside = {name: ours[name] - facts["passes"].get(name, 0.0) for name in ours}
     return [
-        (name, f"{ours[name]:.2f}", f"{ours[name] / whole:.1%}", f"{small[name]:.2f} ({small[name] / small_whole:.1%})")
+        (
+            name,
+            f"{ours[name]:.2f}",
+            f"{ours[name] / whole:.1%}",
+            f"{outside[name] / whole:.1%}",
+            f"{small[name]:.2f} ({small[name] / small_whole:.1%})",
+        )
         for name in (*NAMES, "export")
     ]
 
@@ -96,8 +105,9 @@ def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
     yield "## Where the seconds go"
     yield ""
     yield (
-        "Timed in the loop's own functions as it runs; of two cores side by side, the mean. *Other* is the rest of the "
-        "whole: batches fetched, gradients added up, one core waiting for the other, loading, sorting."
+        "Timed in the loop's own functions as it runs; of two cores side by side, the mean. *Outside the networks*: "
+        "without forward and backward passes. *Other* is the rest of the whole: batches fetched, gradients added up, "
+        "one core waiting for the other, loading, sorting."
     )
     yield ""
     yield from markdown(PHASE_TITLES, phase_rows(facts))

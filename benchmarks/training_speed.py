@@ -73,6 +73,7 @@ class Round:
 
     ours: Learned
     phases: Mapping[str, float]  # seconds, export included
+    passes: Mapping[str, float]  # of these, in the networks
     trained: tuple[float, float]  # images, seconds of all epochs
     small: Learned
     small_phases: Mapping[str, float]
@@ -164,14 +165,15 @@ def _round(setting: Setting, *, seed: int, workers: int) -> Round:
     options = replace(setting.task.options, seed=seed)
     setting = replace(setting, task=replace(setting.task, options=options))
     before = floor(setting)
-    ours, phases, trained = _ours(setting.task)
+    ours, phases, passes, trained = _ours(setting.task)
     after = floor(setting)
     other = reference.run(given(setting, workers=workers))
-    small, small_phases, _ = _ours(replace(setting.task, options=replace(options, schedule="short")))
+    small, small_phases, _, _ = _ours(replace(setting.task, options=replace(options, schedule="short")))
     export = {"export": export_seconds(setting.task, ours)}
     return Round(
         ours=ours,
         phases=phases | export,
+        passes=passes,
         trained=trained,
         small=small,
         small_phases=small_phases | export,
@@ -181,13 +183,14 @@ def _round(setting: Setting, *, seed: int, workers: int) -> Round:
     )
 
 
-def _ours(task: Task) -> tuple[Learned, dict[str, float], tuple[float, float]]:
-    """(the increment, seconds by phase, (images, seconds) of its epochs)."""
+def _ours(task: Task) -> tuple[Learned, dict[str, float], dict[str, float], tuple[float, float]]:
+    """(the increment, seconds by phase, of these in the networks, (images, seconds) of its epochs)."""
     epochs: list[Event] = []
     with profiled() as profile:
         learned = increment.learn(task, on_event=lambda event: epochs.append(event) if "epoch" in event else None)
     images = sum(event["images_per_second"] * event["seconds"] for event in epochs)
-    return learned, profile.seconds(learned.seconds), (images, sum(event["seconds"] for event in epochs))
+    trained = images, sum(event["seconds"] for event in epochs)
+    return learned, profile.seconds(learned.seconds), profile.passes(), trained
 
 
 def export_seconds(task: Task, learned: Learned) -> float:
@@ -291,6 +294,7 @@ def _facts(asked: Asked, setting: Setting, rounds: Sequence[Round], workers: int
             "ours": phases(lambda r: r.phases),
             "small": phases(lambda r: r.small_phases),
         },
+        "passes": phases(lambda r: r.passes),
         "accuracies": {
             "reference": [[r.reference.linear, r.reference.nearest_mean] for r in rounds],
             "ours": [[r.ours.evaluation[a]["all"] for a in ("linear", "nearest_mean")] for r in rounds],

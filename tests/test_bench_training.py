@@ -133,11 +133,23 @@ def test_a_phase_inside_another_counts_for_the_outer_one_only(monkeypatch: pytes
     clock = iter(range(100))
     monkeypatch.setattr(phases.time, "perf_counter", lambda: float(next(clock)))
     profile = phases.Profile()
-    inner = profile.timed("evaluation", lambda: None)
-    profile.timed("selection", inner)()
+    inner = profile.timed("evaluation", lambda: None, is_pass=False)
+    profile.timed("selection", inner, is_pass=False)()
     inner()
     found = profile.seconds(5.0)
     assert (found["selection"], found["evaluation"], found["other"]) == (1.0, 1.0, 3.0)
+
+
+def test_a_pass_through_a_network_inside_a_phase_is_told_apart_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr(phases.time, "perf_counter", lambda: float(next(clock)))
+    profile = phases.Profile()
+    inner = profile.timed("evaluation", lambda: None, is_pass=True)
+    profile.timed("selection", inner, is_pass=False)()  # begins at 0; the pass is from 1 to 2; ends at 3
+    inner()
+    found, passes = profile.seconds(5.0), profile.passes()
+    assert (found["selection"], found["evaluation"]) == (3.0, 1.0)
+    assert (passes["selection"], passes["evaluation"], passes["other"]) == (1.0, 1.0, 0.0)
 
 
 def test_of_threads_side_by_side_a_phase_takes_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +161,7 @@ def test_of_threads_side_by_side_a_phase_takes_the_mean(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(phases.time, "perf_counter", clock)
     profile = phases.Profile()
-    call = profile.timed("backward", lambda: None)
+    call = profile.timed("backward", lambda: None, is_pass=True)
 
     both = threading.Barrier(2)
 
@@ -164,7 +176,7 @@ def test_of_threads_side_by_side_a_phase_takes_the_mean(monkeypatch: pytest.Monk
 
 
 def test_what_is_timed_is_as_before_afterwards() -> None:
-    before = [getattr(owner, name) for _, owner, name in phases.PHASES]
+    before = [getattr(owner, name) for _, owner, name, _ in phases.PHASES]
     with phases.profiled():
         assert loop.increment_loss is not before[4]
-    assert [getattr(owner, name) for _, owner, name in phases.PHASES] == before
+    assert [getattr(owner, name) for _, owner, name, _ in phases.PHASES] == before

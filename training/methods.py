@@ -107,7 +107,8 @@ _SHORT_BASE = Schedule(
 )
 _SHORT = replace(_SHORT_BASE, epochs=16, few_epochs=1.5)
 _SHORT_TUNE = Schedule(epochs=6, batch_size=64, learning_rate=0.01, milestones=(2, 4), weight_decay=5e-4)
-_SHORT_ICARL_BASE = replace(_SHORT_BASE, learning_rate=2.0, few_rate=1.0, weight_decay=2e-5, decays_biases=False)
+# iCaRL's loss is divided by 100 (forms.SIGMOID_WIDTH): its steps are as large as the others' at 100 times the rate.
+_SHORT_ICARL_BASE = replace(_SHORT_BASE, learning_rate=0.2 * 100, weight_decay=5e-4 / 100, decays_biases=False)
 _SHORT_ICARL = replace(_SHORT_ICARL_BASE, epochs=18, few_epochs=1.5)
 
 _Rows = Mapping[ScheduleName, Schedules]
