@@ -41,10 +41,10 @@ class Profile:
         """`function`, whose time counts for `phase`, and as the networks' own if it is a pass through one."""
 
         def call(*arguments: Any, **named: Any) -> Any:
-            outer = getattr(self._inside, "phase", None)
-            if outer and not is_pass:
+            outer, in_pass = getattr(self._inside, "phase", None), getattr(self._inside, "is_pass", False)
+            if outer and (in_pass or not is_pass):
                 return function(*arguments, **named)
-            self._inside.phase, began = outer or phase, time.perf_counter()
+            self._inside.phase, self._inside.is_pass, began = outer or phase, is_pass, time.perf_counter()
             try:
                 return function(*arguments, **named)
             finally:
@@ -53,7 +53,7 @@ class Profile:
                     self._spent[key] = self._spent.get(key, 0.0) + spent
                 if is_pass:
                     self._passes[key] = self._passes.get(key, 0.0) + spent
-                self._inside.phase = outer
+                self._inside.phase, self._inside.is_pass = outer, in_pass
 
         return call
 

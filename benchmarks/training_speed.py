@@ -133,14 +133,16 @@ def prepare(asked: Asked) -> Setting:
 def given(setting: Setting, *, workers: int) -> reference.Given:
     """What the reference starts from: the same student, teacher and images as ours."""
     task, run = setting.task, setting.run()
-    student, teacher = _networks(setting)
+    student, _ = _networks(setting)
+    assert task.teacher is not None  # the increment is not a base
+    teacher = increment.load_network(task.teacher, task.options, len(task.old)).to(run.device)
     material = increment.sort_images(task, METHODS["bic"])
 
     def plain(images: Images) -> tuple[reference.Bytes, Tensor]:
         return images.pixels[:].numpy(), material.rows(task, images)
 
     return reference.Given(
-        teacher=teacher.network.to(memory_format=torch.contiguous_format),
+        teacher=teacher,
         student=student.to(memory_format=torch.contiguous_format),
         train=plain(material.training),
         holdout=plain(material.holdout),
@@ -246,8 +248,9 @@ def selection(setting: Setting, learned: Learned) -> float:
     network.to(device=run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     classes = {c: setting.images.take(setting.images.labels == c) for c in range(CLASSES)}
     began = time.perf_counter()
+    ranking = run.asked(network)
     for class_id, images in classes.items():
-        increment.ranked(network, images, min(len(images), options.quota(CLASSES)), class_id, run)
+        increment.ranked(ranking, images, min(len(images), options.quota(CLASSES)), class_id, run)
     return time.perf_counter() - began
 
 

@@ -39,6 +39,24 @@ def test_features_of_icarls_variant_may_be_negative_and_the_others_may_not() -> 
     assert least["resnet32"] >= 0 > least["resnet32-icarl"]
 
 
+@pytest.mark.parametrize("name", ["resnet32", "resnet32-icarl", "resnet18", "maxvit_t"])
+def test_a_copy_for_passes_answers_the_same_in_half_the_bits_and_leaves_the_network_alone(name: str) -> None:
+    size = 224 if name == "maxvit_t" else 32
+    net = build(name, classes=3, image_size=size)
+    x = torch.randn(4, 3, size, size, generator=lot())
+    net(x)  # statistics for batch-norm, so that folding it does something
+    before = digest(net)
+    copy = net.for_passes()
+    assert (digest(net), net.training, copy.training) == (before, True, False)
+    assert {p.dtype for p in copy.parameters()} == {torch.bfloat16}
+    folded = [m for m in copy.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(folded) < sum(isinstance(m, torch.nn.BatchNorm2d) for m in net.modules())
+    with torch.no_grad():
+        wanted, found = net.eval()(x), copy(x.bfloat16()).float()
+    assert float(torch.nn.functional.cosine_similarity(found, wanted).min()) > 0.999
+    assert not torch.equal(found, wanted)
+
+
 def test_growing_copies_weight_and_bias_of_the_old_rows() -> None:
     net = build("resnet32", classes=3, image_size=8)
     weight, bias = net.head.weight.clone(), net.head.bias.clone()

@@ -51,7 +51,7 @@ def test_features_are_the_same_on_two_cores_and_in_half_precision_nearly_so() ->
     net = network.build("resnet32", classes=3, image_size=8)
     pixels = torch.randint(0, 256, (300, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     on_two = evaluate.features(net, pixels, run)
-    half = evaluate.features(net, pixels, run, half=True)
+    half = evaluate.features(net.for_passes(), pixels, run)
     assert torch.get_num_threads() == 2
     assert net.training
     with one_thread():

@@ -16,21 +16,21 @@ BATCH = 128  # images: a whole class at once would not fit a GPU (methods.md I10
 LARGEST = 2**19  # … and pixels for each core of a CPU, whose memory would not hold what networks make of large images
 
 
-def features(
-    network: Network, pixels: Pixels | Tensor, run: Run, *, mirrored: bool = False, half: bool = False
-) -> Tensor:
+def features(network: Network, pixels: Pixels | Tensor, run: Run, *, mirrored: bool = False) -> Tensor:
     """N×D float32 on the CPU, raw. pixels: N×S×S×3 uint8. In eval mode, and without augmentation (B2, B3).
 
-    half: bfloat16 inside the network, for what only ranks images; whatever is measured or served takes float32.
+    In the network's own precision: what only ranks images asks a copy of it (Run.asked); whatever is measured or served
+    takes float32.
     """
     was_training = network.training
     network.eval()
 
+    dtype = network.head.weight.dtype
     raw = torch.empty(len(pixels), network.dim, device=run.device)  # parts of their own would keep heaps from shrinking
 
     def fill(part: slice) -> None:
-        with torch.no_grad(), torch.autocast(run.device.type, torch.bfloat16, enabled=half):
-            x = run.normalised(pixels[part])
+        with torch.no_grad():
+            x = run.normalised(pixels[part]).to(dtype)
             raw[part] = network(x.flip(3) if mirrored else x)
 
     cores, most = 1, BATCH

@@ -243,7 +243,9 @@ def student_and_teacher(task: Task, method: Method, run: Run) -> tuple[Network, 
     for module in (student, teacher):
         if module is not None:
             module.to(device=run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return student, None if teacher is None else Teacher(teacher, task.bias)
+    if teacher is None:
+        return student, None
+    return student, Teacher(run.asked(teacher), task.bias)
 
 
 def _statistics(student: Network, task: Task, run: Run) -> Statistics:
@@ -293,12 +295,13 @@ def _remember(
     share, _ = shares(options, len(task.class_ids), reserved=task.reserved)
     kept: dict[int, tuple[str, ...]] = {}
     means = []
+    ranking = run.asked(student)
     for row, class_id in enumerate(task.class_ids):
         images = task.images.take(task.of(class_id, TRAINING))
         count = len(images) if method.keeps_all else min(share, len(images))
         best_first = images
         if class_id in task.with_news and count:
-            best_first = ranked(student, images, count, class_id, run)
+            best_first = ranked(ranking, images, count, class_id, run)
         kept[class_id] = best_first.ids[:count]
         shown = best_first.pixels.take(slice(count)) if count else images.pixels  # no memory: new images are still here
         if class_id in statistics:
@@ -311,9 +314,9 @@ def _remember(
     return kept, torch.stack(means)
 
 
-def ranked(student: Network, images: Images, count: int, class_id: int, run: Run) -> Images:
-    """The `count` best exemplars of a class, best first, as the option `selection` says."""
-    raw = evaluate.features(student, images.pixels, run, half=run.half)
+def ranked(network: Network, images: Images, count: int, class_id: int, run: Run) -> Images:
+    """The `count` best exemplars of a class in a network's features, best first, as the option `selection` says."""
+    raw = evaluate.features(network, images.pixels, run)
     lot = seeded(run.options.seed, "exemplars", class_id)
     return images.take(SELECTIONS[run.options.selection](evaluate.unit(raw), count, lot))
 

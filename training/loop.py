@@ -58,6 +58,10 @@ class Run:
         """B×S×S×3 uint8 anywhere → B×3×S×S float32 on the device."""
         return normalise(pixels.to(self.device), self.mean, self.std)
 
+    def asked(self, network: Network) -> Network:
+        """What to ask for answers that teach or rank: where bfloat16 will do, the network's quicker copy."""
+        return network.for_passes() if self.half else network
+
     def warn(self, what: str, message: str) -> None:
         """Something was done otherwise than asked: an event for the caller, and a line in the log."""
         log.warning(what, extra={"facts": {"message": message}})

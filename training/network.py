@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 from lifelist.exporter.errors import BadSetting
@@ -50,6 +51,15 @@ class Network(nn.Module):
     def copy(self) -> "Network":
         """The network as it is now, untouched by what happens to this one later."""
         return copy.deepcopy(self)
+
+    def for_passes(self) -> "Network":
+        """A copy in bfloat16 that can only be asked: each batch-norm is folded into the convolution before it.
+
+        Half as quick again for small images as this one under autocast, and the same up to rounding.
+        """
+        found = self.copy().eval().requires_grad_(False)
+        found.backbone = fuse(found.backbone)
+        return found.to(torch.bfloat16, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def grow(self, new: int, generator: torch.Generator) -> None:
         """Append `new` rows with the layer's usual initial values; weight *and* bias of the old rows stay as they are.

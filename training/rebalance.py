@@ -152,7 +152,7 @@ def balanced_finetuning(network: Network, increment: Increment) -> None:
     if not len(which):
         run.warn("balanced.left-out", "there are no exemplars of old classes, so there is no balanced set to tune on")
         return
-    snapshot = Teacher(network.copy())
+    snapshot = Teacher(run.asked(network.copy()))
     phase = Phase(
         name="balanced",
         method=increment.method,
@@ -178,12 +178,13 @@ def balanced_set(network: Network, increment: Increment) -> Tensor:
     wanted = max((int(counts[row]) for row in replayed), default=increment.run.options.quota(network.classes))
     wanted = min(wanted, int(counts.max())) if increment.n else 0
     chosen = [torch.zeros(0, dtype=torch.int64)]
+    ranking = increment.run.asked(network)
     for row, count in enumerate(counts.tolist()):
         if not wanted or not count:
             continue
         of_class = (increment.rows == row).nonzero()[:, 0]
         if row not in replayed:
-            raw = features(network, increment.pixels.take(of_class), increment.run, half=increment.run.half)
+            raw = features(ranking, increment.pixels.take(of_class), increment.run)
             of_class = of_class[herd(unit(raw), min(wanted, count))]
         chosen.append(of_class.repeat(-(-wanted // len(of_class)))[:wanted])
     return torch.cat(chosen)
