@@ -174,10 +174,12 @@ def test_a_run_that_was_stopped_does_not_go_on_by_another_schedule(
         run_all(QUICK, tmp_path, jobs=1, on_event=stop)
 
 
-def test_methods_and_seeds_that_are_named_twice_are_run_once(tmp_path: Path) -> None:
-    asked = replace(QUICK, methods=("ncm", "ncm"), seeds=(1, 1), protocol=replace(QUICK.protocol, epochs=1))
-    found = run_all(asked, tmp_path, jobs=1, on_event=lambda run, event: None)
-    assert [(run["method"], run["seed"]) for run in found] == [("ncm", 1)]
+def test_methods_and_seeds_that_are_named_twice_are_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int]] = []
+    monkeypatch.setattr(accuracy, "_one", lambda asked, folder, method, seed, *rest: made.append((method, seed)))
+    asked = replace(QUICK, methods=("wa", "ncm", "wa"), seeds=(1, 1))
+    run_all(asked, tmp_path, jobs=1, on_event=lambda run, event: None)
+    assert made == [("wa", 1), ("ncm", 1)]
 
 
 def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
