@@ -5,29 +5,35 @@ folder of that name, from whose last epoch the same call goes on.
 """
 
 import contextlib
+import fcntl
+import itertools
 import json
 import multiprocessing
 import os
 import queue
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
+from multiprocessing.managers import SyncManager
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 
+from lifelist.benchmarks.machine import processor
 from lifelist.benchmarks.protocols import Protocol, order
-from lifelist.exporter.errors import BadInput
+from lifelist.exporter.errors import BadInput, BadSetting
 from lifelist.training import data, evaluate
 from lifelist.training.checkpoint import write_atomically
 from lifelist.training.experiment import run_experiment
 from lifelist.training.loop import Event, quickest
-from lifelist.training.methods import METHODS, ScheduleName, possible
+from lifelist.training.methods import METHODS, Schedule, ScheduleName, possible
 from lifelist.training.options import TrainingOptions
 
 HEADS = {"linear": "linear", "linear_uncorrected": "linear, before correction", "nearest_mean": "nearest mean"}
@@ -36,7 +42,7 @@ Run = Mapping[str, Any]  # one of the JSON files
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What to run."""
+    """What to run. BadSetting if one of the methods cannot be."""
 
     protocol: Protocol
     data: str
@@ -45,6 +51,22 @@ class Asked:
     order: str
     schedule: ScheduleName
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            options = self.options(method, 0)
+            if method not in METHODS:
+                raise BadSetting(
+                    f"method {method!r} picks a row of the table for each increment, so that there is no one method to "
+                    f"compare; name one of {', '.join(METHODS)}"
+                )
+            row = METHODS[method]
+            replays = row.replays and not row.keeps_all and not row.frozen
+            if replays and not (options.memory_total or options.memory_per_class):
+                raise BadSetting(
+                    f"{method} replays exemplars, and a memory of 0 holds none; give it at least an image of each "
+                    "class, or choose finetune, which needs none"
+                )
 
     def options(self, method: str, seed: int) -> TrainingOptions:
         """Those of a run. iCaRL has its own network, without the last ReLU (methods.md 1.4)."""
@@ -70,7 +92,10 @@ def run_all(asked: Asked, folder: Path, *, jobs: int, on_event: Callable[[str, E
     on_event  gets the name of a run and an event of training (experiment.run_experiment); with several jobs, of each
               phase of training the last epoch only
     """
-    wanted = [(method, seed) for method in asked.methods for seed in asked.seeds]
+    wanted = list(dict.fromkeys(itertools.product(asked.methods, asked.seeds)))
+    for one in wanted:
+        if _file(folder, *one).exists():  # killed between the two, a run leaves its folder, too
+            shutil.rmtree(folder / _name(*one), ignore_errors=True)
     left = [one for one in wanted if not _file(folder, *one).exists()]
     if left:
         dataset = data.read(asked.data, asked.options(*left[0]))
@@ -85,8 +110,12 @@ def run_all(asked: Asked, folder: Path, *, jobs: int, on_event: Callable[[str, E
 
 def ended(asked: Asked, folder: Path) -> list[Run]:
     """Every run in `folder`, by method in the table's order, then by seed. BadInput if one was of something else."""
-    names = [file.stem.rpartition("-") for file in folder.glob("*.json")]
-    found = [(method, int(seed)) for method, _, seed in names]
+    found = []
+    for file in folder.glob("*.json"):
+        method, _, seed = file.stem.rpartition("-")
+        if method not in METHODS or not seed.isdecimal():
+            raise BadInput(f"{file} is not a run of this command; remove it, or choose another folder")
+        found.append((method, int(seed)))
     return [_read(asked, folder, *one) for one in sorted(found, key=lambda one: (list(METHODS).index(one[0]), one[1]))]
 
 
@@ -99,10 +128,12 @@ def _side_by_side(
     on_event: Callable[[str, Event], None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    manager = SyncManager(ctx=context)
+    manager.start(_end_with, (os.getpid(),))
+    with manager:
         told = manager.Queue()
         threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-        with ProcessPoolExecutor(jobs, context, torch.set_num_threads, (threads,)) as pool:
+        with ProcessPoolExecutor(jobs, context, _as_worker, (threads, os.getpid())) as pool:
             running = [pool.submit(_one, asked, folder, *one, dataset, _Teller(told, _name(*one))) for one in left]
             while running:
                 ended, running = [r for r in running if r.done()], [r for r in running if not r.done()]
@@ -110,6 +141,22 @@ def _side_by_side(
                     one.result()
                 with contextlib.suppress(queue.Empty):
                     on_event(*told.get(timeout=1.0))
+
+
+def _as_worker(threads: int, parent: int) -> None:
+    torch.set_num_threads(threads)
+    _end_with(parent)
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as its parent has ended: killed, it could not tell us, and we would go on writing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +179,24 @@ def _read(asked: Asked, folder: Path, method: str, seed: int) -> Run:
     made = {**found, "options": TrainingOptions.from_dict(found["options"])}  # an option that came since: its default
     if changed := [key for key in wanted if made[key] != wanted[key]]:
         raise BadInput(f"{file} is a run with other {' and '.join(changed)}; choose another folder, or remove it")
+    if _filled(found.get("schedules", {})) != _schedules(asked, method):
+        raise BadInput(
+            f"{file} was trained by another schedule than {method} has under {asked.schedule!r} now; remove it, or "
+            "choose another folder"
+        )
     return found
+
+
+def _schedules(asked: Asked, method: str) -> Any:
+    """How long a method trains, and how fast, as JSON has it: without tuples."""
+    return json.loads(json.dumps(asdict(METHODS[method].schedules[asked.schedule])))
+
+
+def _filled(schedules: Mapping[str, Any]) -> Any:
+    """What a run says of its schedules, with the default of each field that came since."""
+    since = {f.name: f.default for f in fields(Schedule) if f.default is not MISSING}
+    filled = {name: None if phase is None else {**since, **phase} for name, phase in schedules.items()}
+    return json.loads(json.dumps(filled))
 
 
 def _check(protocol: Protocol, dataset: data.Dataset) -> None:
@@ -151,11 +215,39 @@ def _file(folder: Path, method: str, seed: int) -> Path:
     return folder / f"{_name(method, seed)}.json"
 
 
+@contextlib.contextmanager
+def _alone(place: Path, on_event: Callable[[Event], None]) -> Iterator[None]:
+    """Have the folder of a run to ourselves; waits for another process that has it, and says so."""
+    place.mkdir(parents=True, exist_ok=True)
+    folder = os.open(place, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_event({"kind": "warning", "what": "run.held", "message": f"waits for another process that has {place}"})
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 def _one(
     asked: Asked, folder: Path, method: str, seed: int, dataset: data.Dataset, on_event: Callable[[Event], None]
 ) -> None:
-    """One run, to its file."""
-    options, place = asked.options(method, seed), folder / _name(method, seed)
+    """One run, to its file, unless another process made it meanwhile."""
+    place, file = folder / _name(method, seed), _file(folder, method, seed)
+    with _alone(place, on_event):
+        if not file.exists():
+            facts = _facts(asked, method, seed, dataset, place, on_event)
+            write_atomically(file, json.dumps(facts).encode())
+        shutil.rmtree(place, ignore_errors=True)  # whoever waited for us finds it gone
+
+
+def _facts(
+    asked: Asked, method: str, seed: int, dataset: data.Dataset, place: Path, on_event: Callable[[Event], None]
+) -> Run:
+    """Train and measure in the folder `place`."""
+    options = asked.options(method, seed)
     found = run_experiment(
         dataset,
         options,
@@ -166,12 +258,13 @@ def _one(
         on_event=on_event,
     )
     last = found.steps[-1]
-    facts = {
+    return {
         "method": method,
         "seed": seed,
         "protocol": asked.protocol.name,
         "order": asked.order,
         "options": options.as_dict(),
+        "schedules": _schedules(asked, method),
         "answers_by": last.answers_by,
         "heads": {
             head: {
@@ -188,10 +281,9 @@ def _one(
         "seconds": [max(s.seconds, _trained(place / f"increment-{k}")) for k, s in enumerate(found.steps)],
         "warnings": [text for step in found.steps for text in step.warnings],
         "software": dict(last.software),
+        "processor": processor(),
         "ended": f"{datetime.now(UTC):%Y-%m-%d}",
     }
-    write_atomically(_file(folder, method, seed), json.dumps(facts).encode())
-    shutil.rmtree(place)
 
 
 def _trained(place: Path) -> float:
@@ -208,14 +300,26 @@ class Row:
     head: str
     answers: bool  # whether the method itself answers by this head
     seeds: tuple[int, ...]
-    curve: tuple[float, ...]  # mean after each increment
+    curves: tuple[tuple[float, ...], ...]  # of each seed, after each increment
     last: tuple[float, ...]  # of each seed
     average: tuple[float, ...]  # the base included
     average_without_base: tuple[float, ...]
     old: tuple[float, ...]  # after the last increment, on classes known before it
     new: tuple[float, ...]
+    answers_new: tuple[float, ...]  # share of all test images that are taken for a class of the last increment …
+    images_new: float  # … and that are of one
     forgetting: tuple[float, ...]
-    seconds: float  # mean of a run
+    seconds: tuple[float, ...]  # of a whole run
+
+    @property
+    def steps(self) -> list[tuple[float, ...]]:
+        """After each increment, of each seed."""
+        return list(zip(*self.curves, strict=True))
+
+    @property
+    def curve(self) -> list[float]:
+        """After each increment, the mean of the seeds."""
+        return [mean(step) for step in self.steps]
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
@@ -231,23 +335,36 @@ def rows(runs: Sequence[Run]) -> list[Row]:
 
 
 def _row(method: str, head: str, runs: Sequence[Run]) -> Row:
-    curves = [[100 * a for a in run["heads"][head]["accuracies"]] for run in runs]
+    of_head = [run["heads"][head] for run in runs]
+    curves = tuple(tuple(100 * a for a in found["accuracies"]) for found in of_head)
+    shares = [_new(found["confusion"], run["classes"][-2]) for found, run in zip(of_head, runs, strict=True)]
     return Row(
         method=method,
         head=head,
         answers=all(run["answers_by"] == head for run in runs),
         seeds=tuple(run["seed"] for run in runs),
-        curve=tuple(mean(step) for step in zip(*curves, strict=True)),
+        curves=curves,
         last=tuple(curve[-1] for curve in curves),
         average=tuple(mean(curve) for curve in curves),
         average_without_base=tuple(mean(curve[1:]) for curve in curves),
-        old=tuple(100 * run["heads"][head]["old"] for run in runs),
-        new=tuple(100 * run["heads"][head]["new"] for run in runs),
-        forgetting=tuple(100 * run["heads"][head]["forgetting"] for run in runs),
-        seconds=mean(sum(run["seconds"]) for run in runs),
+        old=tuple(100 * found["old"] for found in of_head),
+        new=tuple(100 * found["new"] for found in of_head),
+        answers_new=tuple(answered for answered, _ in shares),
+        images_new=mean(there for _, there in shares),
+        forgetting=tuple(100 * found["forgetting"] for found in of_head),
+        seconds=tuple(sum(run["seconds"]) for run in runs),
     )
 
 
-def shown(values: Sequence[float]) -> str:
+def _new(confusion: Mapping[str, Mapping[str, int]], known: int) -> tuple[float, float]:
+    """(answers, images) of the classes from number `known` on, in % of all."""
+    every = [(int(c), int(answer), n) for c, answers in confusion.items() for answer, n in answers.items()]
+    whole = sum(n for _, _, n in every)
+    answered = sum(n for _, answer, n in every if answer >= known)
+    there = sum(n for c, _, n in every if c >= known)
+    return 100 * answered / whole, 100 * there / whole
+
+
+def shown(values: Sequence[float], form: str = ".1f") -> str:
     """Mean, and with several seeds their standard deviation: 50.8 ± 0.4."""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")

@@ -35,7 +35,14 @@ class Protocol:
     @property
     def memory(self) -> str:
         """In words."""
-        return f"{self.memory_per_class} per class" if self.memory_per_class else f"{self.memory_total:,} in all"
+        return memory(self.memory_total, self.memory_per_class)
+
+
+def memory(total: int, per_class: int) -> str:
+    """A budget in words."""
+    if not (total or per_class):
+        return "none"
+    return f"{per_class} per class" if per_class else f"{total:,} in all"
 
 
 def _cifar100() -> list[Protocol]:

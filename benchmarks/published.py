@@ -1,16 +1,40 @@
 """Published figures for the protocols of protocols.py, in %: where they stand, and in what their setting differs."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from lifelist.benchmarks.protocols import memory
+from lifelist.training.methods import METHODS, Schedule, Schedules
+
+Difference = tuple[str, str, str]  # in what, ours, published ("": not known)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a figure depends on besides protocol, method and answer, in words that can be compared; "": not known."""
+
+    order: str = ""  # of classes, as protocols.ORDERS names it
+    memory: str = "2,000 in all"
+    network: str = "ResNet-32"
+    epochs: str = ""  # of the base, and then of an increment, if that has others; so with all of these
+    learning_rate: str = ""
+    batch: str = ""
+    weight_decay: str = ""
+    images: str = "full size"
+    augmentation: str = "crop, flip"
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A table of a paper, and what every row of it shares."""
+    """Where figures are printed."""
 
     cite: str
-    order: str  # the class order it used, as protocols.ORDERS names it; "" if another, or several
-    differs: str  # from what `lifelist bench accuracy` does
+    setting: Setting  # of every method …
+    settings: Mapping[str, Setting] = field(default_factory=dict)  # … but these
+    besides: Mapping[str, str] = field(default_factory=dict)  # what else is done otherwise; "": with every method
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,29 +48,149 @@ class Figure:
     average_without_base: float | None = None
     last: float | None = None
     curve: tuple[float, ...] = ()  # after each increment
+    head: str = ""  # which answer, as evaluate names it; "": that of the method
+    besides: str = ""  # what else is done otherwise
 
+    @property
+    def setting(self) -> Setting:
+        """Under which it was measured."""
+        source = SOURCES[self.source]
+        return source.settings.get(self.method, source.setting)
+
+
+NETWORKS = {"resnet32": "ResNet-32", "resnet32-icarl": "ResNet-32 without last ReLU"}
+
+
+def trained(schedules: Mapping[str, Any]) -> dict[str, str]:
+    """Those words of a Setting that a method's Schedules say; a mapping, as runs keep them."""
+    phases = [schedules[name] for name in ("base", "increment", "balanced") if schedules[name] is not None]
+
+    def each(say: Callable[[Mapping[str, Any]], str]) -> str:
+        return ", then ".join(words for words, _ in itertools.groupby(map(say, phases)))
+
+    def rate(phase: Mapping[str, Any]) -> str:
+        if phase["shape"] == "one_cycle":
+            return f"one cycle to {phase['learning_rate']:g}"
+        milestones = ", ".join(map(str, phase["milestones"]))
+        return f"{phase['learning_rate']:g}, × {phase['factor']:g} after {milestones}"
+
+    return {
+        "epochs": each(lambda p: f"{p['epochs']}" + (f" × {p['views']} views" if p["views"] > 1 else "")),
+        "learning_rate": each(rate),
+        "batch": each(lambda p: str(p["batch_size"])),
+        "weight_decay": each(lambda p: f"{p['weight_decay']:g}"),
+        "images": each(lambda p: "full size" if min(p["zooms"]) == 1 else f"from {min(p['zooms']):g} of the size up"),
+    }
+
+
+def ours(run: Mapping[str, Any]) -> Setting:
+    """That of one of our runs (accuracy.Run)."""
+    options, colour = run["options"], run["schedules"]["increment"]["colour"] or run["options"]["colour"]
+    augmentation = {"crop": options["crop"], "flip": options["flip"], "brightness or contrast": colour}
+    return Setting(
+        order=run["order"],
+        memory=memory(options["memory_total"], options["memory_per_class"]),
+        network=NETWORKS.get(options["network"], options["network"]),
+        augmentation=", ".join(name for name, is_used in augmentation.items() if is_used),
+        precision=run["software"]["precision"],
+        **trained(run["schedules"]),
+    )
+
+
+def differences(run: Mapping[str, Any], figure: Figure) -> list[Difference]:
+    """In what the setting of a run is not that of a figure."""
+    here, there, row = ours(run), figure.setting, METHODS[figure.method]
+    remembers = row.replays and not row.keeps_all
+    pairs = [(f.name, getattr(here, f.name), getattr(there, f.name)) for f in fields(Setting)]
+    return [(name.replace("_", " "), a, b) for name, a, b in pairs if a != b and (name != "memory" or remembers)]
+
+
+def besides(figure: Figure) -> list[str]:
+    """What else is done otherwise there."""
+    said = SOURCES[figure.source].besides
+    return [words for words in (said.get(""), said.get(figure.method), figure.besides) if words]
+
+
+def _as(*schedules: Schedule, **more: str) -> Setting:
+    """The setting of a base, of an increment (else as the base)."""
+    return Setting(**trained(asdict(Schedules(schedules[0], schedules[-1]))), **more)
+
+
+_STEPS = Schedule(epochs=250, learning_rate=0.1, milestones=(100, 150, 200))  # BiC and WA, by their authors
+_ICARL = Schedule(epochs=70, learning_rate=2.0, milestones=(49, 63), factor=0.2, weight_decay=2e-5)
+_PYCIL_BASE = replace(_STEPS, epochs=200, milestones=(60, 120, 170), weight_decay=5e-4)
+_PYCIL = {
+    "finetune": replace(_STEPS, epochs=80, milestones=(40, 70)),
+    "replay": replace(_STEPS, epochs=70, milestones=(30, 50)),
+    "icarl": replace(_STEPS, epochs=170, milestones=(80, 120)),
+    "wa": replace(_STEPS, epochs=170, milestones=(60, 100, 140)),
+}
+_BRIGHTNESS = "crop, flip, brightness"
 
 SOURCES: Mapping[str, Source] = {
     "CILS": Source(
-        "Zhou et al., Class-Incremental Learning: A Survey, TPAMI 2024, table II and tables 19 to 22",
-        "facil",
-        "PyCIL's code: brightness jitter, 200 then 170 epochs, its BiC has its hold-out in training and a second "
-        "softmax in stage 2, its iCaRL classifies by softmax",
+        cite="Zhou et al., Class-Incremental Learning: A Survey, TPAMI 2024, table II and tables 19 to 22; schedules "
+        "as in the code that it names, PyCIL",
+        setting=Setting(order="facil", augmentation=_BRIGHTNESS),
+        settings={
+            **{
+                method: _as(_PYCIL_BASE, schedule, order="facil", augmentation=_BRIGHTNESS)
+                for method, schedule in _PYCIL.items()
+            },
+            "bic": replace(
+                _as(_STEPS, order="facil", augmentation=_BRIGHTNESS),
+                epochs="250 (in the survey's own repository 170)",
+            ),
+        },
+        besides={
+            "finetune": "loss on the new outputs only",
+            "icarl": "softmax losses, labels of exemplars shown to old outputs, no mirror images in the means",
+            "bic": "hold-out trained on, a second softmax in stage 2",
+        },
     ),
-    "WA": Source("Zhao et al., WA, CVPR 2020, table 4", "", "rows of other methods are the authors' own runs of them"),
-    "iCaRL": Source("Rebuffi et al., iCaRL, CVPR 2017, table 1", "", "mean of 10 class orders; memory rounded up"),
-    "BiC": Source("Wu et al., BiC, CVPR 2019, table 3", "", "weight decay larger in the first increments"),
-    "PODNet": Source("Douillard et al., PODNet, ECCV 2020, table 1", "", "mean of 3 class orders"),
+    "WA": Source(
+        cite="Zhao et al., WA, CVPR 2020, tables 2 and 4; rows of other methods are its authors' runs of them",
+        setting=Setting(),
+        settings={"wa": _as(_STEPS), "replay": _as(_STEPS)},
+    ),
+    "iCaRL": Source(
+        cite="Rebuffi et al., iCaRL, CVPR 2017, table 1",
+        setting=_as(_ICARL, order="10 orders, mean", network=NETWORKS["resnet32-icarl"]),
+        besides={"icarl": "memory rounded up"},
+    ),
+    "BiC": Source(
+        cite="Wu et al., BiC, CVPR 2019, table 3",
+        setting=_as(_STEPS),
+        besides={"": "weight decay larger in the first increments"},
+    ),
+    "PODNet": Source(
+        cite="Douillard et al., PODNet, ECCV 2020, table 1; its authors' runs, schedules as in their code",
+        setting=Setting(order="3 orders, mean", memory="20 per class"),
+        settings={
+            method: _as(schedule, order="3 orders, mean", memory="20 per class", network=NETWORKS["resnet32-icarl"])
+            for method, schedule in {"icarl": replace(_ICARL, weight_decay=5e-5), "bic": _STEPS}.items()
+        },
+        besides={"bic": "sigmoid distillation, stage 2 not used in answers"},
+    ),
 }
 
 
-def _curve(protocol: str, method: str, source: str, text: str, average: float | None = None) -> Figure:
+def _curve(
+    protocol: str,
+    method: str,
+    source: str,
+    text: str,
+    average: float | None = None,
+    *,
+    head: str = "",
+    besides: str = "",
+) -> Figure:
     """A printed curve. average: as printed beside it; else that of the curve."""
     points = tuple(map(float, text.split()))
     if average is None:
         average = round(sum(points) / len(points), 2)
     without = round(sum(points[1:]) / (len(points) - 1), 2)
-    return Figure(protocol, method, source, average, without, points[-1], points)
+    return Figure(protocol, method, source, average, without, points[-1], points, head, besides)
 
 
 _TEN, _FIVE, _TWENTY, _HALF, _HALF25 = (
@@ -57,6 +201,8 @@ _TEN, _FIVE, _TWENTY, _HALF, _HALF25 = (
     "cifar100-b50-25",
 )
 
+_NO_CORRECTION = "a student never corrected, nor its teacher"
+
 FIGURES: tuple[Figure, ...] = (
     Figure(_TEN, "finetune", "CILS", 26.25, last=9.09),
     _curve(_TEN, "replay", "CILS", "90.80 78.65 71.40 62.98 57.86 52.53 50.83 45.15 41.89 41.01", 59.31),
@@ -64,6 +210,7 @@ FIGURES: tuple[Figure, ...] = (
     _curve(_TEN, "bic", "CILS", "88.80 76.45 72.77 67.88 64.36 61.90 59.17 55.98 52.70 50.79", 65.08),
     _curve(_TEN, "wa", "CILS", "90.80 79.50 75.10 69.95 67.50 63.38 61.44 57.08 53.81 52.30", 67.09),
     Figure(_TEN, "icarl", "iCaRL", 64.1),
+    Figure(_TEN, "icarl", "iCaRL", 59.3, head="linear"),
     Figure(_TEN, "icarl", "WA", average_without_base=61.6),
     Figure(_TEN, "eeil", "WA", average_without_base=63.6),
     Figure(_TEN, "bic", "WA", average_without_base=63.5),
@@ -97,17 +244,25 @@ FIGURES: tuple[Figure, ...] = (
         64.65,
     ),
     Figure(_FIVE, "icarl", "iCaRL", 61.2),
+    Figure(_FIVE, "icarl", "iCaRL", 50.9, head="linear"),
     Figure(_FIVE, "icarl", "WA", average_without_base=59.7),
     Figure(_FIVE, "eeil", "WA", average_without_base=63.4),
     Figure(_FIVE, "bic", "WA", average_without_base=62.1),
     Figure(_FIVE, "wa", "WA", average_without_base=62.6),
     _curve(_TWENTY, "bic", "BiC", "84.00 74.69 67.93 61.25 56.69"),
+    _curve(_TWENTY, "bic", "BiC", "85.05 72.22 59.41 50.43 40.34", head="linear_uncorrected", besides=_NO_CORRECTION),
+    _curve(_TWENTY, "replay", "BiC", "84.40 68.30 55.10 48.52 39.83"),
     _curve(_TWENTY, "wa", "WA", "83.5 75.5 68.7 63.1 59.2"),
+    _curve(_TWENTY, "wa", "WA", "83.5 72.8 60.1 49.9 42.9", head="linear_uncorrected", besides=_NO_CORRECTION),
+    _curve(_TWENTY, "replay", "WA", "83.5 70.7 58.2 49.2 43.3"),
     Figure(_TWENTY, "icarl", "iCaRL", 67.2),
+    Figure(_TWENTY, "icarl", "iCaRL", 65.6, head="linear"),
     Figure(_TWENTY, "icarl", "WA", average_without_base=63.3),
     Figure(_TWENTY, "eeil", "WA", average_without_base=63.7),
     Figure("cifar100-50x2", "icarl", "iCaRL", 57.0),
+    Figure("cifar100-50x2", "icarl", "iCaRL", 36.6, head="linear"),
     Figure("cifar100-2x50", "icarl", "iCaRL", 68.6),
+    Figure("cifar100-2x50", "icarl", "iCaRL", 68.2, head="linear"),
     Figure("cifar100-2x50", "icarl", "WA", average_without_base=62.0),
     Figure("cifar100-2x50", "eeil", "WA", average_without_base=60.8),
     Figure("cifar100-2x50", "bic", "WA", average_without_base=64.9),
@@ -129,6 +284,7 @@ FIGURES: tuple[Figure, ...] = (
 )
 
 
-def figures(protocol: str, method: str) -> list[Figure]:
-    """What was published of a method under a protocol, in order of the table above."""
-    return [figure for figure in FIGURES if (figure.protocol, figure.method) == (protocol, method)]
+def figures(protocol: str, method: str, head: str) -> list[Figure]:
+    """What was published of a method's answer under a protocol, in order of the table above."""
+    wanted = (protocol, method, head)
+    return [f for f in FIGURES if (f.protocol, f.method, f.head or METHODS[f.method].answers_by) == wanted]

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lifelist.benchmarks import reference
+from lifelist.benchmarks.machine import processor
 from lifelist.benchmarks.phases import profiled
 from lifelist.exporter import fold, graph
 from lifelist.exporter.errors import BadInput
@@ -327,11 +327,3 @@ def _facts(asked: Asked, setting: Setting, rounds: Sequence[Round], workers: int
 
 def _mean(values: Iterable[float]) -> float:
     return round(statistics.mean(values), 4)
-
-
-def processor() -> str:
-    """The CPU's model, as the kernel calls it."""
-    found = Path("/proc/cpuinfo")
-    lines = found.read_text().splitlines() if found.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -4,7 +4,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,6 @@ def accuracy(
         schedule=schedule,
         device=resolved.settings.training.device,
     )
-    for method in asked.methods:
-        asked.options(method, 0)  # a wrong one is told before anything runs
     place = folder or resolved.settings.home / "bench" / f"{protocol.name}-{order}-{schedule}"
     try:
         with following() as show:
@@ -79,19 +77,16 @@ def accuracy(
     except KeyboardInterrupt:
         note("the same command goes on from the last epoch")
         raise
-    found = experiments.rows(runs)
     pictures = ("accuracy.png", "confusion.png")
     report.curves_picture(place / pictures[0], runs, protocol)
     report.confusion_picture(place / pictures[1], runs)
-    command = shlex.join(["lifelist", *sys.argv[1:]])
-    (place / "README.md").write_text(report.page(runs, protocol, pictures, command))
-    facts = {"protocol": asdict(protocol), "order": order, "schedule": schedule, "rows": [asdict(row) for row in found]}
+    (place / "README.md").write_text(report.page(runs, protocol, pictures))
+    facts = report.facts(runs, protocol)
     (place / "results.json").write_text(json.dumps(facts, indent=1))
-    lines = [table(report.TITLES, [report.cells(row) for row in found])]
-    if pairs := report.beside(runs, protocol):
-        titles = ("method", "published in", "average: ours / published", "without base", "last")
-        lines += ["", table(titles, [report.compared(row, figure) for row, figure in pairs])]
-    lines += ["", f"* the method's own answer; accuracy in %. The page: {place / 'README.md'}"]
+    lines = []
+    for each in report.tables(runs, protocol):
+        lines += [each.heading, table(each.titles, each.lines), ""]
+    lines.append(f"* the method's own answer; accuracy in %. The page: {place / 'README.md'}")
     result(facts, "\n".join(lines), as_json)
 
 

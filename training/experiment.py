@@ -262,10 +262,12 @@ def _claim(root: Path, options: TrainingOptions, groups: Sequence[Sequence[int]]
     images = [*dataset.images.ids, *dataset.images.labels.tolist(), *dataset.test.tolist()]
     wanted = {
         "options": options.as_dict(),
+        "schedules": [dataclasses.asdict(method.schedules[options.schedule]) for method in possible(options.method)],
         "groups": [list(g) for g in groups],
         "names": list(dataset.names),  # in order of arrival
         "images": hashlib.sha256(json.dumps(images).encode()).hexdigest(),
     }
+    wanted = json.loads(json.dumps(wanted))  # as it is read again: without tuples
     file = root / "experiment.json"
     if file.exists():
         if (found := json.loads(file.read_text())) != wanted:
