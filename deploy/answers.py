@@ -93,6 +93,7 @@ class Increment(TypedDict):
     created_at: str
     updated_at: str
     progress: Progress | None
+    warnings: list[str]  # so far, those before any work first
     steps: list[StepTaken]
 
 

@@ -12,7 +12,7 @@ from lifelist.exporter.errors import Conflict, Failed, Refused
 from lifelist.exporter.manifest import Manifest
 from lifelist.training.options import check
 from lifelist.training.screening import Screening
-from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
+from lifelist.training.sources import Encoded, class_names, counted, encoded
 
 BUFFER = 256 * 2**20  # bytes of encoded images that are held while they are sorted by class
 ADVICE = (
@@ -83,11 +83,14 @@ def _outcome(workshop: Workshop, ended: Rollout) -> Manifest:
 
 
 def _add(workshop: Workshop, data: Path | str, wanted: asked.Asked, on_event: OnEvent, strict: bool) -> None:
-    """Add the images that are not set apart for testing. Those that cannot be used are told, and left out.
+    """Add the images that are not set apart for testing. Those that cannot be used are told, and left out; so are those
+    that an earlier try took and `data` has no more.
 
     BadInput at the first of them if `strict`, or if they are more than half, or all of a class.
     """
-    screening = Screening(strict, ignored(data))
+    screening = Screening.of(data, strict)
+    earlier = {example.sha256 for example in examples.kept(workshop.store)}
+    examples.put_aside(workshop.store)
     most = workshop.settings.examples.max_per_request
     for number, lot in enumerate(_lots(image for image in encoded(data) if image.split != "test")):
         if not number:  # `data` can be used, and nothing of it is here yet
@@ -99,6 +102,9 @@ def _add(workshop: Workshop, data: Path | str, wanted: asked.Asked, on_event: On
     screening.conclude(workshop.settings.home / "left-out.txt")
     for what, message in screening.warnings():
         on_event("warning", {"what": what, "message": message})
+    if dropped := len(earlier - set(screening.used)):
+        message = f"images of an earlier try that {data} has no more are dropped: {dropped:,}"
+        on_event("warning", {"what": "data.dropped", "message": message})
 
 
 def _add_some(workshop: Workshop, name: str, images: Sequence[Encoded], screening: Screening) -> Mapping[str, Any]:

@@ -44,7 +44,9 @@ def start(
     if watch:
         _conclude(found, as_json)
     else:
-        result(found, f"{_line(found)}\nfollow it with: lifelist increment watch {found['id']}", as_json)
+        told = [f"warning: {message}" for message in found["warnings"]]
+        text = "\n".join([_line(found), *told, f"follow it with: lifelist increment watch {found['id']}"])
+        result(found, text, as_json)
 
 
 @increment.command(name="list")
@@ -80,7 +82,9 @@ def show(resolved: Resolved, number: int, report: str | None, as_json: bool) -> 
         found = client.increment(number)
     progress = found["progress"]
     now = [f"{progress['phase']}: epoch {progress['epoch']} of {progress['epochs']}"] if progress else []
-    result(found, "\n".join([_line(found), *now, *(line for step in found["steps"] for line in _step(step))]), as_json)
+    told = [f"warning: {message}" for message in found["warnings"]]
+    steps = [line for step in found["steps"] for line in _step(step)]
+    result(found, "\n".join([_line(found), *told, *now, *steps]), as_json)
 
 
 @increment.command()
@@ -124,12 +128,12 @@ def follow(client: Client, number: int, as_json: bool) -> Increment:
 
 
 def _step(step: StepTaken) -> list[str]:
-    """A step with its facts below it; what is told of each class is left to --json."""
+    """A step with its facts below it; what is told of each class is left to --json, and warnings stand above."""
     again = f", {step['attempts']} times" if step["attempts"] > 1 else ""
     lines = [f"  {step['state']:<8} {step['began']} – {step['ended'] or 'now'}{again}"]
     for check in step["facts"].get("gate", []):
         lines.append(f"           {verdict(check)}")
-    facts = flat({name: fact for name, fact in step["facts"].items() if name != "gate"})
+    facts = flat({name: fact for name, fact in step["facts"].items() if name not in ("gate", "warnings")})
     return lines + [f"           {fact}" for fact in facts if "per_class" not in fact]
 
 

@@ -277,6 +277,20 @@ def forget(workshop: Workshop, digests: Sequence[str]) -> None:
             connection.execute(tables.examples.update().where(c.sha256.in_(some)).values(gone_at=now()))
 
 
+def put_aside(store: Store) -> None:
+    """As if no image had come. One that is sent again has its old role if an increment may have had it; else it and its
+    class are new. Bytes stay until they are swept.
+    """
+    with store.writing() as connection:
+        if connection.scalar(sa.select(sa.func.count()).select_from(tables.rollouts)):
+            connection.execute(
+                tables.examples.update().where(tables.examples.c.gone_at.is_(None)).values(gone_at=now())
+            )
+        else:
+            connection.execute(tables.examples.delete())
+            connection.execute(tables.classes.delete())
+
+
 def sweep(workshop: Workshop, older_than_s: float) -> int:
     """Delete bytes that no kept image refers to, left by requests that were refused or killed; how many there were.
 

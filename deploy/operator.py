@@ -229,6 +229,7 @@ def describe(workshop: Workshop, found: Rollout) -> Increment:
         "created_at": found.created_at,
         "updated_at": found.updated_at,
         "progress": {name: epoch.data[name] for name in progress} if epoch else None,  # type: ignore[typeddict-item]
+        "warnings": [event.data["message"] for event in workshop.store.events(found.id, kind="warning")],
         "steps": [
             {"state": s.state, "began": s.began_at, "ended": s.ended_at, "attempts": s.attempts, "facts": dict(s.facts)}
             for s in workshop.store.steps(found.id)

@@ -5,15 +5,15 @@ at the step that had not ended. One rollout is carried at a time; later ones wai
 """
 
 import dataclasses
+import itertools
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from lifelist.deploy import examples, steps
+from lifelist.deploy import examples, gate, steps
 from lifelist.deploy.records import KnownClass, Rollout
-from lifelist.deploy.settings import GateCheck
 from lifelist.deploy.store import QUEUED
 from lifelist.deploy.workshop import Workshop, memory
 from lifelist.exporter.errors import (
@@ -29,7 +29,7 @@ from lifelist.exporter.errors import (
 )
 from lifelist.exporter.manifest import Manifest
 from lifelist.training.methods import NAMES, certainly_trains, possible
-from lifelist.training.options import TrainingOptions, check
+from lifelist.training.options import TrainingOptions, check, uncorrected
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def start(
     A class that is trained already is learned again with the images that came since.
 
     A `request_key` that was used before gives the rollout that it was used for, and changes nothing. Conflict if there
-    is nothing to learn, a class cannot be learned now, or the gate could not judge it; BadSetting if memory or batch
-    do not do for so many classes or images; Missing for an unknown class.
+    is nothing to learn, or a class cannot be learned now; BadSetting if memory or batch do not do for so many classes
+    or images; Missing for an unknown class. Its first events are warnings of what is known before any work.
     """
     store, settings = workshop.store, workshop.settings
     if method is not None and method not in NAMES:
@@ -87,10 +87,11 @@ def start(
     chosen = waiting if named is None else named
     if not chosen:
         raise Conflict("no class waits to be learned: add examples first, of a new one or of one that is known")
-    _check_learnable(workshop, live, chosen, settings.gate)
+    _check_learnable(workshop, live, chosen)
     options = dataclasses.replace(settings.training, method=method or settings.training.method)
     _check_options(workshop, live, chosen, options)
-    rollout = store.add_rollout(options.method, [c.id for c in chosen], request_key)
+    warnings = list(_warnings(workshop, live, chosen, options))
+    rollout = store.add_rollout(options.method, [c.id for c in chosen], request_key, warnings)
     return rollout if request_key is None else _same_request(rollout, named, method)
 
 
@@ -188,10 +189,8 @@ def _same_request(rollout: Rollout, named: Sequence[KnownClass] | None, method: 
     return rollout
 
 
-def _check_learnable(
-    workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass], checks: Sequence[GateCheck]
-) -> None:
-    """Conflict if a class has nothing to train on that live has not seen, or a new one too little for the gate."""
+def _check_learnable(workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass]) -> None:
+    """Conflict if a class has nothing to train on that live has not seen."""
     trained = {entry.id for entry in live.trained} if live else set()
     images = examples.waiting(workshop, live, [known.id for known in chosen])
     counts = Counter((example.class_id, example.role) for example in images)
@@ -203,13 +202,6 @@ def _check_learnable(
             )
         raise Conflict(
             f"classes {[known.name for known in empty]} have no images to train on; add examples of them first"
-        )
-    needed = max((check.min_images for check in checks if check.check == "new_class_accuracy"), default=0)
-    new = [known for known in chosen if known.id not in trained]
-    if few := [f"{known.name!r} ({found})" for known in new if (found := counts[known.id, "gate"]) < needed]:
-        raise Conflict(
-            f"the gate needs {needed} images of each new class that training does not see; too few of "
-            f"{', '.join(few)}. Add more examples: every few are set apart for it"
         )
 
 
@@ -224,3 +216,34 @@ def _check_options(
         count += sum(map(len, memory(workshop.registry, live)["exemplars"].values()))
     trains = certainly_trains(options.method, len(trained))
     check(options, classes=len(trained | {known.id for known in chosen}), images=count if trains else None)
+
+
+def _warnings(
+    workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass], options: TrainingOptions
+) -> Iterator[tuple[str, str]]:
+    """(what, message) of what an operator should know before anything is trained."""
+    trained = {entry.id for entry in live.trained} if live else set()
+    new = [known for known in chosen if known.id not in trained]
+    judging = [check.min_images for check in workshop.settings.gate if check.check == "new_class_accuracy"]
+    needed = max(judging, default=0)
+    images = examples.kept(workshop.store, [known.id for known in new])
+    counts = Counter(example.class_id for example in images if example.role == "gate")
+    if few := [known for known in new if counts[known.id] < needed]:
+        shown = gate.some([f"{known.name!r} ({counts[known.id]} of {needed})" for known in few])
+        yield (
+            "classes.unjudged",
+            f"the gate will not judge {shown}, of which too few images are set apart: learned all the same; "
+            f"{_remedy(workshop, needed)}",
+        )
+    if new and (message := uncorrected(options, len(trained) or len(new))):
+        yield "memory.no-correction", message
+
+
+def _remedy(workshop: Workshop, needed: int) -> str:
+    """What would give a class so many images for the gate."""
+    shares = workshop.settings.examples
+    if not shares.gate_share:
+        return "examples.gate_share is 0, so no image is set apart"
+    pattern = enumerate(examples.roles(shares.gate_share, shares.holdout_share), start=1)
+    least = next(itertools.islice((k for k, role in pattern if role == "gate"), needed - 1, None))
+    return f"send at least {least} images of a class to have it judged"

@@ -48,14 +48,17 @@ class GateCheck(_Options):
 
     classes             its classes are live's and the new ones, no other (no limit)
     old_accuracy        accuracy on old classes is at most `limit` below live's
-    new_class_accuracy  accuracy of every new class is at least `limit`
+    new_class_accuracy  accuracy of every new class is at least `limit`; one with fewer than `min_images` gate images is
+                        not judged: it is learned, and an increment warns of it when it is started
     parity_top1         the exported graph agrees with torch on at least this share of real images
     parity_logits       and differs by at most this much in any logit
+
+    With fewer than `min_images` (2) to look at, the other checks refuse; `old_accuracy` counts old classes together.
     """
 
     check: CheckName
     limit: float | None = None
-    min_images: int = Field(default=2, ge=1)  # fewer gate images (of each new class; of old classes together): refused
+    min_images: int = Field(default=2, ge=1)  # gate images: of each new class; of old classes together
 
     @field_validator("limit")
     @classmethod

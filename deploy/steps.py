@@ -65,7 +65,7 @@ def export_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
 
 
 def compare_with_network(workshop: Workshop, rollout: Rollout) -> Facts:
-    """parity: graph against network on gate images; on training images where no class has any for the gate."""
+    """parity: graph against network on gate images; on all images where those are fewer than a check asks."""
     import torch
 
     from lifelist.deploy import candidate
@@ -77,7 +77,9 @@ def compare_with_network(workshop: Workshop, rollout: Rollout) -> Facts:
     task = read_task(folder)
     network, weight, bias, preprocess = candidate.network_of(task.options, read_result(folder))
     registry, made = candidate.opened(workshop, rollout)
-    shown = task.images.pixels.take(task.roles == GATE) if bool((task.roles == GATE).any()) else task.images.pixels
+    checks = [check.min_images for check in workshop.settings.gate if check.check.startswith("parity")]
+    enough = int((task.roles == GATE).sum()) >= max(checks, default=1)
+    shown = task.images.pixels.take(task.roles == GATE) if enough else task.images.pixels
     chosen = np.linspace(0, len(shown) - 1, min(PARITY_IMAGES, len(shown))).round().astype(int)  # of every class
     images = shown[torch.from_numpy(chosen)].numpy()
     found = parity.compare(registry.read(made, session.MODEL), network, weight, bias, preprocess, images)

@@ -99,10 +99,16 @@ class Store:
         with self.reading() as connection:
             return [_rollout(row) for row in connection.execute(query)]
 
-    def add_rollout(self, method: str, class_ids: Sequence[int], request_key: str | None = None) -> Rollout:
+    def add_rollout(
+        self,
+        method: str,
+        class_ids: Sequence[int],
+        request_key: str | None = None,
+        warnings: Sequence[tuple[str, str]] = (),
+    ) -> Rollout:
         """Queue a rollout; a `request_key` that is there already gives the rollout it asked for, whatever became of it.
 
-        Conflict if an open rollout has one of the classes.
+        warnings: (what, message), told at once. Conflict if an open rollout has one of the classes.
         """
         wanted = sorted(set(class_ids))
         with self.writing() as connection:
@@ -129,6 +135,8 @@ class Store:
             insert = tables.rollouts.insert().values(values).returning(tables.rollouts.c.id)
             rollout_id = int(connection.execute(insert).scalar_one())
             _tell(connection, rollout_id, "state", {"state": QUEUED})
+            for what, message in warnings:
+                _tell(connection, rollout_id, "warning", {"what": what, "message": message})
         return self.rollout(rollout_id)
 
     def request_cancel(self, rollout_id: int) -> Rollout:
@@ -236,12 +244,16 @@ class Store:
         with self.writing() as connection:
             return _tell(connection, rollout_id, kind, data, position)
 
-    def events(self, rollout_id: int | None = None, after: int = 0, limit: int = 1000) -> list[Event]:
-        """At most `limit` events with an id above `after`, oldest first; of one rollout, or of all."""
+    def events(
+        self, rollout_id: int | None = None, after: int = 0, limit: int = 1000, kind: str | None = None
+    ) -> list[Event]:
+        """At most `limit` events with an id above `after`, oldest first; of one rollout, of one kind, or of all."""
         c = tables.events.c
         query = sa.select(c.id, c.rollout_id, c.at, c.kind, c.data).where(c.id > after).order_by(c.id).limit(limit)
         if rollout_id is not None:
             query = query.where(c.rollout_id == rollout_id)
+        if kind is not None:
+            query = query.where(c.kind == kind)
         with self.reading() as connection:
             return [Event(*row) for row in connection.execute(query)]
 

@@ -1,20 +1,25 @@
 """One class that was added under two names is told, and nothing else is."""
 
 import functools
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
-from parts_training import TINY, digits
+from parts_rollout import Small
+from parts_training import BLACK_AND_WHITE, TINY, digits
 
-from lifelist.training.data import Images, roles_on_arrival
+from lifelist.deploy import examples
+from lifelist.training.data import GATE, Images, roles_on_arrival
 from lifelist.training.evaluate import alike
-from lifelist.training.increment import learn
+from lifelist.training.increment import _tell_alike, learn
 from lifelist.training.job import Class, Task
-from lifelist.training.loop import Event
+from lifelist.training.loop import Event, start
+from lifelist.training.network import NETWORKS
 from lifelist.training.options import TrainingOptions
 from lifelist.training.pixels import Pixels
 
+assert NETWORKS["small"] is Small  # type: ignore[index]
 SHORT = replace(TINY, epochs=0, batch_size=0)
 KESTREL, COMMON = 3, 4  # both show the digit 3
 
@@ -57,6 +62,82 @@ def test_ordinary_classes_are_not_told() -> None:
 
 def test_a_network_that_has_hardly_learned_does_not_cry_wolf() -> None:
     assert base(split=False, options=replace(SHORT, epochs=1)) == ()
+
+
+def few_of(digit: int, half: int, class_id: int) -> Images:
+    """Twenty images of one half of a digit's, neighbours in different halves."""
+    found = digits().images.take((digits().images.labels == digit).nonzero()[half::2, 0][:20])
+    return Images(found.pixels, torch.full((len(found),), class_id), found.ids)
+
+
+def together(*parts: Images) -> Images:
+    pixels, labels = torch.cat([p.pixels[:] for p in parts]), torch.cat([p.labels for p in parts])
+    return Images(Pixels(pixels), labels, tuple(i for p in parts for i in p.ids))
+
+
+def arriving_later(method: str, digit: int) -> list[str]:
+    """What is told of a class that comes to the digits 0 to 3: the other half of the 3, or another digit."""
+    options = replace(SHORT, method=method, network="small", memory_total=90)
+    pattern = [examples.ROLES.index(role) for role in itertools.islice(examples.roles(0.2, 0.1), 20)]
+    first, new = together(*(few_of(k, 0, k) for k in range(4))), few_of(digit, 1, 4)
+    roles = torch.tensor(pattern * 4, dtype=torch.uint8)
+    old = tuple(Class(k, str(k)) for k in range(4))
+    base = learn(Task(options=options, new=old, images=first, roles=roles))
+    kept = [i for lists in (base.exemplars, base.holdout) for ids in lists.values() for i in ids]
+    which = torch.tensor([*(first.ids.index(i) for i in kept), *(roles == GATE).nonzero()[:, 0].tolist()])
+    learned = learn(
+        Task(
+            options=options,
+            old=old,
+            new=(Class(4, "twin"),),
+            heads=base.heads,
+            teacher=base.checkpoint,
+            mean=base.mean,
+            std=base.std,
+            images=together(first.take(which), new),
+            roles=torch.cat([roles[which], torch.tensor(pattern, dtype=torch.uint8)]),
+        )
+    )
+    return [message for message in learned.warnings if "taken for one another" in message]
+
+
+@pytest.mark.parametrize("method", ["bic", "wa"])  # by wa the nearest mean is not so sure, and its own answer is
+def test_a_twin_that_arrives_later_is_told_once_and_another_class_is_not(method: str) -> None:
+    (message,) = arriving_later(method, 3)
+    assert message.startswith("3 and twin are taken for one another in ")
+    assert arriving_later(method, 7) == []
+
+
+@pytest.mark.parametrize(
+    ("nearest", "linear", "counts", "told"),
+    [
+        (((2, 2, 6), (2, 3, 6), (3, 3, 6), (3, 2, 6)), ((2, 3, 12), (3, 3, 12)), (9, 9), 1),  # by both
+        (((2, 2, 9), (2, 3, 3), (3, 3, 9), (3, 2, 3)), ((2, 3, 12), (3, 3, 12)), (9, 9), 1),  # a little by nearest mean
+        (((2, 2, 12), (3, 3, 12)), ((2, 3, 12), (3, 3, 12)), (9, 9), 0),  # a short training
+        (((2, 2, 9), (2, 3, 3), (3, 3, 9), (3, 2, 3)), ((2, 3, 12), (3, 3, 12)), (180, 9), 0),  # the counts
+        (((2, 2, 9), (2, 3, 3), (3, 3, 9), (3, 2, 3)), ((2, 2, 9), (2, 3, 3), (3, 3, 9), (3, 2, 3)), (9, 9), 0),
+    ],
+)
+def test_the_last_layer_is_believed_of_a_pair_that_the_nearest_mean_doubts_too(
+    nearest: tuple[tuple[int, int, int], ...],
+    linear: tuple[tuple[int, int, int], ...],
+    counts: tuple[int, int],
+    told: int,
+) -> None:
+    labels = torch.tensor([0, 1, *[2] * counts[0], *[3] * counts[1]])
+    task = Task(
+        options=SHORT,
+        new=tuple(Class(k, str(k)) for k in range(4)),
+        images=Images(
+            Pixels(torch.zeros(len(labels), 8, 8, 3, dtype=torch.uint8)), labels, tuple(map(str, range(len(labels))))
+        ),
+        roles=torch.zeros(len(labels), dtype=torch.uint8),
+    )
+    events: list[Event] = []
+    by_mean, rows = answers(*SOUND, *nearest)
+    by_last_layer, _ = answers(*SOUND, *linear)
+    _tell_alike(by_mean, by_last_layer, rows, task, start(SHORT, **BLACK_AND_WHITE, tell=events.append))
+    assert len(events) == told
 
 
 def answers(*groups: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """Settings that cannot work are refused before any work, with what would be right."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from parts_training import TINY, few
 from pydantic import ValidationError
 
 from lifelist.deploy import base, examples, rollout
+from lifelist.deploy.workshop import open_workshop
 from lifelist.exporter.errors import BadSetting
 from lifelist.serving.options import ServingOptions
 from lifelist.training import data, experiment, increment
 from lifelist.training.exemplars import shares
 from lifelist.training.experiment import run_experiment
+from lifelist.training.loop import Event
 from lifelist.training.methods import METHODS
-from lifelist.training.options import FITTED_QUOTA, TrainingOptions, check
+from lifelist.training.options import FITTED_QUOTA, TrainingOptions, check, uncorrected
 from lifelist.training.rebalance import LEAST_HOLDOUT
 
 
@@ -100,6 +103,65 @@ def test_the_budget_that_is_named_for_a_correction_is_the_least_that_allows_one(
         return shares(options(memory_per_class=quota), 1, reserved=True)[1]
 
     assert held(FITTED_QUOTA - 1) < LEAST_HOLDOUT <= held(FITTED_QUOTA)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"memory_total": 199}, "memory_total 199 keeps fewer than two .* 10 known .* Use at least 200, or method wa"),
+        ({"memory_per_class": 19}, "memory_per_class 19 keeps fewer than two .* Use at least 20, or method wa"),
+        ({"memory_total": 0}, "memory_total 0 keeps fewer than two hold-out images"),
+    ],
+)
+def test_a_memory_too_small_for_a_correction_is_allowed_and_told(changes: Mapping[str, Any], message: str) -> None:
+    check(options(**changes), classes=10)
+    assert re.match(message, uncorrected(options(**changes), 10) or "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"memory_total": 200}, {"memory_per_class": 20}, *({"method": m, "memory_total": 20} for m in ("wa", "auto"))],
+)
+def test_a_memory_is_enough_where_a_correction_can_be_fitted_or_is_not_needed(changes: Mapping[str, Any]) -> None:
+    assert uncorrected(options(**changes), 10) is None
+
+
+def test_an_experiment_tells_before_it_trains_that_its_corrections_will_not_be_fitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*given: object) -> None:
+        raise StopIteration
+
+    monkeypatch.setattr(increment, "run", stop)
+    for quota, warned in ((19, True), (20, False)):  # eight of ten classes are known before the last increment
+        told: list[Event] = []
+        small = replace(TINY, memory_total=8 * quota)
+        with pytest.raises(StopIteration):
+            run_experiment(few()[0], small, base_classes=6, classes_per_increment=2, on_event=told.append)
+        assert [
+            event["what"] == "memory.no-correction" and "8 known classes" in event["message"] for event in told
+        ] == ([True] if warned else [])
+
+
+def test_a_base_and_an_increment_tell_before_they_train_that_no_correction_will_be_fitted(tmp_path: Path) -> None:
+    for name in NAMES[:2]:
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for file, content in pictures(name, 12):
+            (tmp_path / "data" / name / file).write_bytes(content)
+    told: list[tuple[str, Any]] = []
+    made = settings(tmp_path / "home", memory_total=39)
+    base.make_base(made, tmp_path / "data", lambda kind, facts: told.append((kind, facts)))
+    kinds = [kind for kind, _ in told]
+    assert (
+        "keeps fewer than two hold-out images of each of 2 known classes" in told[kinds.index("warning")][1]["message"]
+    )
+    assert kinds.index("warning") < kinds.index("epoch")
+    workshop = open_workshop(made)
+    add(workshop, ["blue"])
+    for method, warned in (("bic", ["memory.no-correction"]), ("wa", [])):
+        started = rollout.start(workshop, method=method)
+        assert [event.data["what"] for event in workshop.store.events(started.id, kind="warning")] == warned
+        workshop.store.request_cancel(started.id)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -161,6 +161,7 @@ def test_a_drawn_order_of_classes_keeps_every_name_with_its_images(tmp_path: Pat
         (3, 0, [3, 3, 3, 1]),
         (2, 6, [6, 2, 2]),
         (10, 0, [10]),
+        (2, 10, [10]),
         ([1, 7], 0, [2, 1, 7]),
         ([1, 7], 2, [2, 1, 7]),
     ],
@@ -173,7 +174,24 @@ def test_classes_are_cut_into_groups(per: int | list[int], base: int, sizes: lis
 
 @pytest.mark.parametrize(("per", "base"), [(0, 0), ([5, 5], 0), ([9, 9], 1), (2, 11), ([3, 3], 3)])
 def test_groups_that_do_not_add_up_say_so(per: int | list[int], base: int) -> None:
-    with pytest.raises(BadSetting, match=r"at least 1, not 0|do not add up to the 10 classes"):
+    with pytest.raises(BadSetting, match=r"at least 1, not 0|do not add up to the 10 classes|at most 10"):
+        groups_of(range(10), per, base)
+
+
+@pytest.mark.parametrize(
+    ("per", "base", "message"),
+    [
+        (99, 0, "classes_per_increment 99 is more than the 10 classes of the data; use at most 10"),
+        (99, 6, "classes_per_increment 99 is more than the 4 classes that a base of 6 leaves; use at most 4"),
+        (2, 9, "classes_per_increment 2 is more than the 1 class that a base of 9 leaves; use at most 1"),
+        (2, 50, "base_classes should be at most 10, the classes of the data, not 50"),
+        ([2], 50, "base_classes should be at most 10, the classes of the data, not 50"),
+    ],
+)
+def test_more_classes_than_there_are_is_refused_with_the_most_there_can_be(
+    per: int | list[int], base: int, message: str
+) -> None:
+    with pytest.raises(BadSetting, match=message):
         groups_of(range(10), per, base)
 
 

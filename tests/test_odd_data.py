@@ -5,6 +5,7 @@ All of it through the path of training: folders and Parquet, `lifelist train` an
 
 import io
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,11 @@ from parts_rollout import pictures, settings
 from parts_training import TINY, noise
 from PIL import Image
 
-from lifelist.deploy import base
+from lifelist.deploy import base, examples
 from lifelist.deploy.cli import main
 from lifelist.deploy.client import Client
-from lifelist.exporter.errors import BadInput, BadSetting
+from lifelist.deploy.store import Store
+from lifelist.exporter.errors import BadInput, BadSetting, Refused
 from lifelist.training import experiment
 from lifelist.training.data import Dataset, read
 from lifelist.training.loop import Event
@@ -212,6 +214,34 @@ def test_files_of_other_kinds_and_in_no_class_are_named_and_hidden_ones_are_not(
     }
 
 
+def test_folders_of_classes_without_an_image_are_left_out_and_named(tmp_path: Path) -> None:
+    write(tmp_path, {"a/1.png": png(1), "odd/notes.txt": b"-", "b/2.png": png(2)})
+    (tmp_path / "empty").mkdir()
+    report = tmp_path.with_suffix(".left")
+    found = read(tmp_path, TINY, report=report)
+    assert found.names == ("a", "b")
+    told = dict(found.screening.warnings())
+    assert told.keys() == {"data.files-ignored", "data.folders-empty"}
+    assert told["data.folders-empty"].startswith(
+        f"2 folders of classes without an image left out: {tmp_path}/empty; {tmp_path}/odd; all are listed in"
+    )
+    assert report.read_text().splitlines()[-3:] == [
+        "# 2 folders of classes without an image", f"{tmp_path}/empty", f"{tmp_path}/odd"
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=rf"no image of \.jpg, .* in {tmp_path}/empty; {tmp_path}/odd; add some"):
+        read(tmp_path, TINY, strict=True)
+
+
+def test_a_base_is_made_beside_the_empty_folder_of_a_class(tmp_path: Path) -> None:
+    (odd(tmp_path / "data") / "odd").mkdir()
+    told: list[str] = []
+    made = base.make_base(
+        settings(tmp_path / "home"), tmp_path / "data", lambda kind, facts: told.append(facts.get("message", ""))
+    )
+    assert [entry.name for entry in made.classes] == ["green", "red"]
+    assert any(message.startswith("1 folder of a class without an image left out: ") for message in told)
+
+
 def test_data_with_nothing_to_tell_leaves_no_report_and_removes_an_old_one(tmp_path: Path) -> None:
     report = tmp_path / "left-out.txt"
     report.write_text("of an earlier try")
@@ -282,6 +312,36 @@ def test_with_strict_the_command_stops_and_names_the_image(
     assert "data/red/broken.png: not an image that we read" in capsys.readouterr().err
     (tmp_path / "data" / "red" / "broken.png").unlink()
     assert main([command, "data", "--strict", "--home", "home", *SMALL]) == 0  # and is mended
+
+
+def test_what_a_base_took_before_it_was_stopped_is_dropped_if_the_data_have_it_no_more(tmp_path: Path) -> None:
+    home, data = settings(tmp_path / "home"), odd(tmp_path / "data")
+    with pytest.raises(BadInput, match="broken"):
+        base.make_base(home, data, strict=True)  # green is taken before
+    (data / "red" / "broken.png").unlink()
+    (data / "red" / "green.png").unlink()
+    (data / "green").rename(data / "emerald")
+    (data / "emerald" / "green-0.png").unlink()
+    told: list[str] = []
+    made = base.make_base(home, data, lambda kind, facts: told.append(facts.get("message", "")), strict=True)
+    assert [entry.name for entry in made.classes] == ["emerald", "red"]
+    assert f"images of an earlier try that {data} has no more are dropped: 1" in told
+
+
+def test_a_class_that_is_taken_out_after_the_gate_refused_a_base_is_not_learned(tmp_path: Path) -> None:
+    data = write(odd(tmp_path / "data"), {f"blue/{file}": content for file, content in pictures("blue", 12)})
+    with pytest.raises(Refused):
+        base.make_base(settings(tmp_path / "home", gate=[{"check": "new_class_accuracy", "limit": 1.01}]), data)
+    store = Store(settings(tmp_path / "home").database_url)
+    before = {example.sha256: example.role for example in examples.kept(store)}
+    shutil.rmtree(data / "blue")
+    write(data, {"green/0.png": png(1)})  # first of its class now
+    told: list[str] = []
+    made = base.make_base(settings(tmp_path / "home"), data, lambda kind, facts: told.append(facts.get("message", "")))
+    assert [entry.name for entry in made.classes] == ["green", "red"]
+    assert f"images of an earlier try that {data} has no more are dropped: 12" in told
+    after = {example.sha256: example.role for example in examples.kept(store)}
+    assert {sha256: before[sha256] for sha256 in after if sha256 in before}.items() <= after.items()
 
 
 def test_a_base_without_a_sound_image_of_some_class_trains_nothing(tmp_path: Path) -> None:

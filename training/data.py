@@ -17,7 +17,7 @@ from lifelist.exporter.preprocess import decode
 from lifelist.training.options import TrainingOptions, check
 from lifelist.training.pixels import Collector, Pixels, batches
 from lifelist.training.screening import Screening
-from lifelist.training.sources import Encoded, class_names, counted, encoded, ignored
+from lifelist.training.sources import Encoded, class_names, counted, encoded
 
 LOT = 16 * 2**20  # bytes of images that are held while they are decoded: as many of files, and of pixels
 TRAINING, HOLDOUT, GATE = 0, 1, 2  # roles of an image, as images.safetensors stores them
@@ -84,7 +84,7 @@ def read(
             return None, str(error)
 
     check(options, classes=len(counted(source)))
-    screening = Screening(strict, ignored(source))
+    screening = Screening.of(source, strict)
     collector = Collector(options.image_size, folder, room)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for lot in _lots(encoded(source), LOT // (3 * options.image_size**2)):

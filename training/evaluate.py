@@ -120,15 +120,15 @@ def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
 
 
 def alike(
-    predicted: Tensor, rows: Tensor, new: Sequence[int], *, least_images: int = 8
+    predicted: Tensor, rows: Tensor, new: Sequence[int], *, least_images: int = 8, most_right: float = 1.25
 ) -> list[tuple[int, int, int, int]]:
     """Pairs of classes that are taken for one another as often as by chance: (row, row, images confused, images).
 
     A pair is told if one of it is in `new`, it has `least_images` together and two of each, and
 
     - nine tenths of its images are answered by one of the two: it is this pair that is confused, and with nothing else;
-    - which of the two they are hardly decides which of them is answered: the shares that are right of each add up to at
-      most 1.25. By chance, or if all are taken for one, they add up to 1; a sound classifier comes close to 2;
+    - which of the two they are hardly decides which of them is answered: the shares that are right of each add up to
+      `most_right`, no more. By chance, or if all are taken for one, they add up to 1; a sound classifier is close to 2;
     - of the other images, seven tenths are right, and there are as many: a network that knows little confuses anything.
 
     predicted, rows: N int64 rows of the last layer.
@@ -143,7 +143,7 @@ def alike(
             continue
         confused = int(counts[a, b] + counts[b, a])
         only_this_pair = right[a] + right[b] + confused >= 0.9 * images
-        by_chance = right[a] / shown[a] + right[b] / shown[b] <= 1.25
+        by_chance = right[a] / shown[a] + right[b] / shown[b] <= most_right
         knows_the_rest = sum(right) - right[a] - right[b] >= 0.7 * others
         if only_this_pair and by_chance and knows_the_rest:
             found.append((a, b, confused, images))

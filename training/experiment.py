@@ -22,7 +22,7 @@ from lifelist.training.data import GATE, TRAINING, Dataset, Images, read, roles_
 from lifelist.training.job import Class, Learned, Task, read_result, write_task
 from lifelist.training.loop import Event, seeded
 from lifelist.training.methods import METHODS, certainly_trains, possible
-from lifelist.training.options import TrainingOptions, check
+from lifelist.training.options import TrainingOptions, check, uncorrected
 
 TEST_SHARE, HOLDOUT_SHARE = 0.2, 0.1
 
@@ -123,7 +123,7 @@ def run_experiment(
     folder           where every increment keeps its epochs: the same call resumes there. None: nothing is kept
     strict, report   see data.read
     on_event         gets every event of every increment, with "increment" (0 is the base) and "increments" added, and
-                     warnings about the data: images left out, class names that look alike
+                     warnings before any work: images left out, class names that look alike, a memory that is too small
     """
     dataset = data if isinstance(data, Dataset) else read(data, options, strict=strict, report=report, folder=folder)
     for what, message in dataset.screening.warnings():
@@ -134,6 +134,8 @@ def run_experiment(
     roles = _roles(dataset, options)
     groups = _numbered(groups)
     _check(dataset, roles, groups, options)
+    if len(groups) > 1 and (told := uncorrected(options, sum(map(len, groups[:-1])))):
+        on_event({"kind": "warning", "what": "memory.no-correction", "message": told})
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
         _claim(root, options, groups, dataset)
@@ -165,10 +167,19 @@ def groups_of(
     classes_per_increment: one number, whose last group may be smaller, or the sizes of all increments after the base.
     """
     left = list(order)
+    if not 0 <= base_classes <= len(left):
+        raise BadSetting(f"base_classes should be at most {len(left)}, the classes of the data, not {base_classes}")
     if isinstance(classes_per_increment, int):
         if classes_per_increment < 1:
             raise BadSetting(f"classes_per_increment should be at least 1, not {classes_per_increment}")
-        first = base_classes or min(classes_per_increment, len(left))
+        rest = len(left) - base_classes
+        if classes_per_increment > rest > 0:
+            which = f"that a base of {base_classes} leaves" if base_classes else "of the data"
+            raise BadSetting(
+                f"classes_per_increment {classes_per_increment} is more than the {rest} "
+                f"{'class' if rest == 1 else 'classes'} {which}; use at most {rest}"
+            )
+        first = base_classes or classes_per_increment
         rest = len(left) - first
         sizes = [first] + [min(classes_per_increment, rest - at) for at in range(0, rest, classes_per_increment)]
     else:

@@ -32,6 +32,7 @@ from lifelist.training.rebalance import REBALANCE, Increment
 from lifelist.training.statistics import Statistics, Sums, add, as_bytes, from_bytes
 
 UNBALANCED = 20  # times as many images of one class as of another that is learned with it
+LITTLE_BETTER = 1.5  # than chance, which is 1; see evaluate.alike
 
 
 def _ignore(event: Event) -> None:
@@ -134,8 +135,10 @@ def learn(task: Task, *, folder: Path | None = None, on_event: Callable[[Event],
     evaluation = {k: evaluate.accuracy(v, gate_rows, task.class_ids, n) for k, v in answers.items()}
     _sound_alarm(evaluation[method.answers_by]["per_class"], task, heads, run)
     unseen = torch.cat([raw, evaluate.features(student, material.holdout.pixels, run)])
+    own = evaluate.by_linear(corrected(evaluate.head_logits(student, unseen), bias))
     _tell_alike(
         evaluate.by_nearest_mean(unseen, means),
+        own if method.answers_by == "linear" else None,
         torch.cat([gate_rows, material.rows(task, material.holdout)]),
         task,
         run,
@@ -202,13 +205,25 @@ def _compare_counts(task: Task, name: str, run: Run) -> None:
         )
 
 
-def _tell_alike(predicted: Tensor, rows: Tensor, task: Task, run: Run) -> None:
-    """Warn of a new class that cannot be told from another, by images that were not trained on.
+def _tell_alike(nearest: Tensor, linear: Tensor | None, rows: Tensor, task: Task, run: Run) -> None:
+    """Warn of a new class that cannot be told from another, by images that were not trained on; once of each pair.
 
-    predicted: by nearest mean, whatever the method: a linear answer may prefer one class for the count of its images.
+    nearest: what is answered by nearest mean, whatever the method.  linear: by the last layer, if the method answers by
+    it. That may prefer one class for the count of its images, or for a short training: it is believed only of a pair
+    whose counts are alike, and which the nearest mean tells apart a little better than by chance at most.
     """
     names = [c.name for c in (*task.old, *task.new)]
-    for a, b, confused, count in evaluate.alike(predicted, rows, range(len(task.old), len(names))):
+    counts = [int(task.of(c, TRAINING).sum()) for c in task.class_ids]
+    new = range(len(task.old), len(names))
+    pairs = evaluate.alike(nearest, rows, new)
+    if linear is not None:
+        told = {(a, b) for a, b, _, _ in pairs}
+        doubtful = {(a, b) for a, b, _, _ in evaluate.alike(nearest, rows, new, most_right=LITTLE_BETTER)}
+        for a, b, confused, count in evaluate.alike(linear, rows, new):
+            even = max(counts[a], counts[b]) < UNBALANCED * min(counts[a], counts[b])
+            if (a, b) in doubtful - told and even:
+                pairs.append((a, b, confused, count))
+    for a, b, confused, count in pairs:
         run.warn(
             "classes.alike",
             f"{names[a]} and {names[b]} are taken for one another in {confused} of {count} images, as often as by "

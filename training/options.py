@@ -147,3 +147,15 @@ def check(options: TrainingOptions, *, classes: int, images: int | None = None) 
             f"batch_size {options.batch_size} is larger than the {images} images to train on; use at most {images}, or "
             "0 (as the schedule says, which makes batches smaller for few images)"
         )
+
+
+def uncorrected(options: TrainingOptions, old: int) -> str | None:
+    """What to warn of before an increment upon `old` classes whose memory is too small to fit a correction; or None."""
+    if not all(row.holdout for row in possible(options.method)) or options.quota(old) >= FITTED_QUOTA:
+        return None
+    name, each = ("memory_per_class", 1) if options.memory_per_class else ("memory_total", old)
+    return (
+        f"{name} {getattr(options, name)} keeps fewer than two hold-out images of each of {old} known classes; bias "
+        f"correction is not fitted to fewer: method {options.method!r} will answer uncorrected. Use at least "
+        f"{FITTED_QUOTA * each}, or method wa, which needs none"
+    )

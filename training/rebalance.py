@@ -21,6 +21,7 @@ from lifelist.training.threads import one_thread
 
 RIDGE = 0.05  # of beta²; the authors' code adds 0.1·beta²/2
 LARGEST_ALPHA = 4.0  # published values are 0.4 … 0.8; where hold-out images are separable, the minimum is at infinity
+USUAL_ALPHA = (0.2, 2.0)  # a fit outside is a sign of too few hold-out images, or of a training that went wrong
 LEAST_HOLDOUT = 2  # images of each class, below which the fit is noise (B17)
 RHOS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge method: tried where there are hold-out images …
 RHO = 1e-3  # … and taken where there are none
@@ -80,6 +81,13 @@ def bias_correction(network: Network, increment: Increment) -> BiasCorrection | 
         increment.run.warn(
             "bias.at-limit",
             f"{len(increment.held_rows)} hold-out images do not determine the correction: alpha is held at {alpha:g}",
+        )
+    elif not USUAL_ALPHA[0] <= alpha <= USUAL_ALPHA[1]:
+        increment.run.warn(
+            "bias.unusual",
+            f"alpha is {alpha:.2f}, and 0.4 to 0.9 is usual: {len(increment.held_rows)} hold-out images are too few to "
+            "fit it to, or training went wrong. Compare the accuracy before correction; send more images, enlarge the "
+            "memory, or choose method wa",
         )
     return BiasCorrection(alpha, beta, n, classes)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lifelist.exporter.errors import BadInput
 from lifelist.training.checkpoint import write_atomically
 from lifelist.training.names import alike, looks_like
-from lifelist.training.sources import Encoded
+from lifelist.training.sources import SUFFIXES, Encoded, empty, ignored
 
 TOLD = 3  # of a list, in one line; the report has them all
 
@@ -20,11 +20,22 @@ class Screening:
 
     strict: bool = False  # the first image that cannot be used is an error
     ignored: Sequence[Path] = ()  # files that are no images of a class
+    empty: Sequence[Path] = ()  # folders of classes without an image
     used: dict[str, Encoded] = field(default_factory=dict)  # by sha256, without their bytes
     broken: list[str] = field(default_factory=list)  # images that cannot be used, and why
     copies: list[str] = field(default_factory=list)  # images that stand there already, and where
     reasons: dict[str, str] = field(default_factory=dict)  # class name → one of its images that is not used, and why
     report: Path | None = None  # where all of them are listed
+
+    @classmethod
+    def of(cls, source: Path | str, strict: bool) -> "Screening":
+        """For a source that is about to be read. With `strict`, BadInput if a class has no image at all."""
+        made = cls(strict, ignored(source), empty(source))
+        if strict and made.empty:
+            raise BadInput(
+                f"no image of {', '.join(SUFFIXES)} in {_some([*map(str, made.empty)])}; add some, or remove the folder"
+            )
+        return made
 
     def takes(self, image: Encoded, problem: str = "") -> bool:
         """Whether this image is to be used. problem: why it cannot be."""
@@ -71,6 +82,10 @@ class Screening:
             counts = ", ".join(f"{count:,} {suffix}" for suffix, count in suffixes.most_common())
             message = f"files that are no images of a class are not read, by suffix: {counts}{self._listed}"
             yield "data.files-ignored", message
+        if self.empty:
+            folders = "1 folder of a class" if len(self.empty) == 1 else f"{len(self.empty):,} folders of classes"
+            message = f"{folders} without an image left out: {_some([*map(str, self.empty)])}{self._listed}"
+            yield "data.folders-empty", message
         for names in alike(image.class_name for image in self.used.values()):
             yield "data.names-alike", looks_like(names)
 
@@ -83,6 +98,7 @@ class Screening:
             "images that cannot be used": self.broken,
             "copies of other images": self.copies,
             "files that are no images of a class": [str(file) for file in self.ignored],
+            "folders of classes without an image": [str(folder) for folder in self.empty],
         }
         lines = [line for kind, some in kinds.items() if some for line in (f"# {len(some):,} {kind}", *some)]
         if lines:

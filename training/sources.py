@@ -80,6 +80,14 @@ def ignored(source: Path | str) -> list[Path]:
     return [p for p in found if not any(part[0] == "." for part in p.relative_to(path).parts)]
 
 
+def empty(source: Path | str) -> list[Path]:
+    """The folders of classes without an image, which `encoded` passes over."""
+    path = Path(source)
+    if str(source) in _BUILT_IN or not path.is_dir() or _shards(path):
+        return []
+    return [folder for folder, _ in _class_folders(path) if not any(_images_in(folder))]
+
+
 def _shards(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.parquet"))
 
@@ -111,23 +119,22 @@ def _digits(*, turned: bool) -> Iterator[Encoded]:
             yield Encoded(name, file.getvalue(), f"{'turned ' if turn else ''}digit {k}", rank=10 * turn + int(label))
 
 
-def _listed(root: Path) -> list[tuple[Path, str, Split]]:
-    """(file, class name, split) of every image in folders of classes."""
+def _class_folders(root: Path) -> list[tuple[Path, Split]]:
     inner = _subfolders(root)
     splits = {folder: _SPLITS.get(folder.name.lower(), "") for folder in inner}
-    found: list[tuple[Path, Split]]
     if inner and all(splits.values()):
-        found = [(folder, splits[split]) for split in inner for folder in _subfolders(split)]
-    else:
-        found = [(folder, "") for folder in inner]
-    files = [(f, folder.name, split) for folder, split in found for f in _images_in(folder)]
+        return [(folder, splits[split]) for split in inner for folder in _subfolders(split)]
+    return [(folder, "") for folder in inner]
+
+
+def _listed(root: Path) -> list[tuple[Path, str, Split]]:
+    """(file, class name, split) of every image in folders of classes."""
+    files = [(f, folder.name, split) for folder, split in _class_folders(root) for f in _images_in(folder)]
     if not files:
         raise BadInput(
             f"{root} holds no images: expected one folder for each class, named as the class, "
             f"with {', '.join(SUFFIXES)} files; found {[p.name for p in sorted(root.iterdir())[:5]] or 'nothing'}"
         )
-    if empty := [str(folder) for folder, _ in found if not any(_images_in(folder))]:
-        raise BadInput(f"no image of {', '.join(SUFFIXES)} in {', '.join(empty[:5])}; add some, or remove the folder")
     return files
 
 
