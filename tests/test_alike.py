@@ -75,9 +75,9 @@ def together(*parts: Images) -> Images:
     return Images(Pixels(pixels), labels, tuple(i for p in parts for i in p.ids))
 
 
-def arriving_later(method: str, digit: int) -> list[str]:
+def arriving_later(method: str, digit: int, seed: int) -> list[str]:
     """What is told of a class that comes to the digits 0 to 3: the other half of the 3, or another digit."""
-    options = replace(SHORT, method=method, network="small", memory_total=90)
+    options = replace(SHORT, method=method, network="small", memory_total=90, seed=seed)
     pattern = [examples.ROLES.index(role) for role in itertools.islice(examples.roles(0.2, 0.1), 20)]
     first, new = together(*(few_of(k, 0, k) for k in range(4))), few_of(digit, 1, 4)
     roles = torch.tensor(pattern * 4, dtype=torch.uint8)
@@ -101,11 +101,11 @@ def arriving_later(method: str, digit: int) -> list[str]:
     return [message for message in learned.warnings if "taken for one another" in message]
 
 
-@pytest.mark.parametrize("method", ["bic", "wa"])  # by wa the nearest mean is not so sure, and its own answer is
-def test_a_twin_that_arrives_later_is_told_once_and_another_class_is_not(method: str) -> None:
-    (message,) = arriving_later(method, 3)
+@pytest.mark.parametrize(("method", "seed"), [("bic", 0), ("wa", 0), ("wa", 1)])  # the last: by its own answer alone
+def test_a_twin_that_arrives_later_is_told_once_and_another_class_is_not(method: str, seed: int) -> None:
+    (message,) = arriving_later(method, 3, seed)
     assert message.startswith("3 and twin are taken for one another in ")
-    assert arriving_later(method, 7) == []
+    assert arriving_later(method, 7, seed) == []
 
 
 @pytest.mark.parametrize(
