@@ -8,9 +8,9 @@ hold them all under the same limit, and should die of it.
 import contextlib
 import gc
 import io
+import itertools
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -18,18 +18,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import Image
 
+from lifelist.benchmarks.machine import processor
+
 Role = Literal["streamed", "in-memory", "held"]
+Kind = Literal["folder", "parquet"]
 What = Literal["epoch", "epoch-from-disk", "features", "features-from-disk"]
 CLASSES = 10
 DISTINCT = 64  # pictures that are drawn: the others are copies of them, with other bytes behind the end
+SHARD = 4096  # images in a Parquet file
 EVERYTHING = 2**62  # bytes that may be held, where nothing limits them
 
 
@@ -40,6 +45,7 @@ class Asked:
     decoded_bytes: int
     limit_bytes: int  # of private memory, the program's own included; held by RLIMIT_DATA
     image_size: int = 128
+    kind: Kind = "folder"
     repeats: int = 3
     threads: int = field(default_factory=lambda: min(4, os.cpu_count() or 1))  # each has stacks and heaps, which count
 
@@ -92,7 +98,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "peak_private_bytes": private["streamed"],
         "in_memory_peak_private_bytes": private["in-memory"],
         "disk_bytes": disk,  # that one pass read from the disk, where the page cache had been emptied of the file
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "machine": {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"},
     }
 
 
@@ -101,7 +107,7 @@ def _median(values: list[float]) -> float:
 
 
 def draw(folder: Path, asked: Asked) -> None:
-    """A folder for each class, of JPEG files."""
+    """JPEG images: a folder for each class, or Parquet shards."""
     lot = np.random.default_rng(0)
     size = asked.image_size
     ramp = np.linspace(0, 160, size, dtype=np.float32)
@@ -113,10 +119,28 @@ def draw(folder: Path, asked: Asked) -> None:
         file = io.BytesIO()
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "jpeg", quality=85)
         pictures.append(file.getvalue())
+    images = (pictures[k % DISTINCT] + k.to_bytes(4, "big") for k in range(asked.images))
+    if asked.kind == "parquet":
+        _draw_shards(folder, images)
+        return
     for k in range(CLASSES):
         (folder / f"class {k}").mkdir(parents=True)
-    for k in range(asked.images):
-        (folder / f"class {k % CLASSES}" / f"{k}.jpg").write_bytes(pictures[k % DISTINCT] + k.to_bytes(4, "big"))
+    for k, image in enumerate(images):
+        (folder / f"class {k % CLASSES}" / f"{k}.jpg").write_bytes(image)
+
+
+def _draw_shards(folder: Path, images: Iterator[bytes]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    folder.mkdir(parents=True)
+    for start in itertools.count(0, SHARD):
+        if not (shard := list(itertools.islice(images, SHARD))):
+            return
+        labels = [k % CLASSES for k in range(start, start + len(shard))]
+        pyarrow.parquet.write_table(
+            pyarrow.table({"image": shard, "label": labels}), folder / f"{start:09}.parquet", row_group_size=SHARD // 8
+        )
 
 
 class Child:
@@ -133,7 +157,12 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(asked.threads), "OMP_WAIT_POLICY": "passive"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(asked.threads),
+                "OMP_WAIT_POLICY": "passive",
+                "ARROW_DEFAULT_MEMORY_POOL": "system",  # the other reserves a gigabyte, which RLIMIT_DATA counts
+            },
         )
 
     def __enter__(self) -> Self:
@@ -191,7 +220,9 @@ class _Peak:
 
 def child(role: Role, folder: Path, size: int, limit: int) -> None:
     """Read, say so, and then a pass for each line that comes."""
-    from lifelist.training import evaluate, loop  # noqa: F401  (before the limit: loading them takes more for a moment)
+    import pyarrow.parquet  # noqa: F401  (this and the next before the limit: loading takes more for a moment)
+
+    from lifelist.training import evaluate, loop  # noqa: F401
     from lifelist.training.checkpoint import write_atomically
     from lifelist.training.data import read
     from lifelist.training.memory import data_memory, private_memory

@@ -142,9 +142,10 @@ def training(
     "--limit-gb", type=click.FloatRange(0.01), default=1.0, show_default=True, help="Of memory; torch has half."
 )
 @click.option("--image-size", type=click.IntRange(8), default=128, show_default=True, help="Pixels in each direction.")
+@click.option("--kind", type=click.Choice(["folder", "parquet"]), default="folder", show_default=True)
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @json_option
-def streaming(decoded_gb: float, limit_gb: float, image_size: int, repeats: int, as_json: bool) -> None:
+def streaming(decoded_gb: float, limit_gb: float, image_size: int, kind: Any, repeats: int, as_json: bool) -> None:
     """Train on images that memory cannot hold, beside the same images in memory.
 
     Images are drawn. Shows, too, that a loader which holds them all dies of the limit. The last line is one of JSON.
@@ -152,7 +153,11 @@ def streaming(decoded_gb: float, limit_gb: float, image_size: int, repeats: int,
     from lifelist.benchmarks.streaming import Asked, measure
 
     asked = Asked(
-        decoded_bytes=int(decoded_gb * 2**30), limit_bytes=int(limit_gb * 2**30), image_size=image_size, repeats=repeats
+        decoded_bytes=int(decoded_gb * 2**30),
+        limit_bytes=int(limit_gb * 2**30),
+        image_size=image_size,
+        kind=kind,
+        repeats=repeats,
     )
     facts = measure(asked, note)
     if not as_json:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from parts import flip_one_bit
@@ -15,7 +17,7 @@ from parts_rollout import learn, prepared
 from parts_training import TINY, digits, noise, tasks
 from test_resume import everything, interrupted
 
-from lifelist.benchmarks.streaming import Asked, Child, draw, measure
+from lifelist.benchmarks.streaming import Asked, Child, Kind, draw, measure
 from lifelist.deploy import examples, material
 from lifelist.deploy.cli import main
 from lifelist.exporter.errors import Corrupt, Failed
@@ -26,6 +28,7 @@ from lifelist.training.job import Task, read_task, write_task
 from lifelist.training.loop import start
 from lifelist.training.memory import free_memory
 from lifelist.training.pixels import Collector, Pixels, batches
+from lifelist.training.sources import encoded
 
 MIB = 2**20
 
@@ -257,12 +260,27 @@ def test_free_memory_is_no_more_than_a_limit_of_the_process_leaves(
 @pytest.fixture(scope="module")
 def own() -> int:
     """Bytes that a program with torch takes before it has read an image."""
-    code = "from lifelist.training import data, evaluate, loop, memory; print(memory.private_memory())"
+    code = (
+        "import pyarrow.parquet; from lifelist.training import data, evaluate, loop, memory; "
+        "print(memory.private_memory())"
+    )
     return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
-def test_200_mb_of_images_train_within_100_mb_which_kill_a_loader_that_holds_them(own: int) -> None:
-    asked = Asked(decoded_bytes=200 * MIB, limit_bytes=own + 100 * MIB, image_size=64, repeats=1, threads=1)
+def test_of_a_parquet_file_a_small_part_is_held_at_a_time(tmp_path: Path) -> None:
+    file, lot = tmp_path / "all.parquet", np.random.default_rng(0)
+    table = pyarrow.table({"image": [lot.bytes(10_000) for _ in range(2000)], "label": [k % 3 for k in range(2000)]})
+    pyarrow.parquet.write_table(table, file, row_group_size=200, compression="none", use_dictionary=False)
+    del table
+    before = pyarrow.total_allocated_bytes()
+    held = [pyarrow.total_allocated_bytes() - before for _ in encoded(file)]
+    assert len(held) == 2000
+    assert max(held) < file.stat().st_size / 4
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_200_mb_of_images_train_within_100_mb_which_kill_a_loader_that_holds_them(own: int, kind: Kind) -> None:
+    asked = Asked(decoded_bytes=200 * MIB, limit_bytes=own + 100 * MIB, image_size=64, kind=kind, repeats=1, threads=1)
     said: list[str] = []
     found = measure(asked, said.append)
     assert found["images"] == 200 * MIB // (3 * 64**2)

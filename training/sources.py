@@ -164,7 +164,7 @@ def _parquet(shards: list[Path], opened: bool) -> Iterator[Encoded]:
     label_of: dict[str, tuple[Any, str]] = {}  # class name → its label, and where it was first seen
     for shard in shards:
         try:
-            file = pyarrow.parquet.ParquetFile(shard)
+            file = pyarrow.parquet.ParquetFile(shard, pre_buffer=False)  # else it holds the whole file
         except pyarrow.ArrowInvalid as error:
             raise BadInput(f"{shard} is not a Parquet file: {error}") from error
         image, label, named = _columns(file.schema_arrow, shard)
@@ -173,7 +173,7 @@ def _parquet(shards: list[Path], opened: bool) -> Iterator[Encoded]:
         split: Split = next((_SPLITS[word] for word in words if word in _SPLITS), "")
         columns = (image if opened else None, label, named)
         row = 0
-        for batch in file.iter_batches(ROWS, columns=[c for c in columns if c is not None]):
+        for batch in file.iter_batches(ROWS, columns=[c for c in columns if c is not None], use_threads=False):
             for values in batch.to_pylist():
                 found = _row(values, image, label, named, known, split, f"{shard} row {row}")
                 first, where = label_of.setdefault(found.class_name, (values[label], found.where))
