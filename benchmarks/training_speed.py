@@ -308,7 +308,7 @@ def _facts(asked: Asked, setting: Setting, rounds: Sequence[Round], workers: int
             "ours": [[r.ours.bias.alpha, r.ours.bias.beta] for r in rounds if r.ours.bias],
             "small": [[r.small.bias.alpha, r.small.bias.beta] for r in rounds if r.small.bias],
         },
-        "data": asked.data,
+        "data": Path(asked.data).name,
         "image_size": asked.image_size,
         "workers": workers,
         "precision": "bf16" if run.half else "fp32",
