@@ -128,7 +128,8 @@ def training(
     place = folder or resolved.settings.home / "bench" / "training"
     place.mkdir(parents=True, exist_ok=True)
     report.phases_picture(place / "profile.png", facts)
-    command = shlex.join(["lifelist", *("PATH" if word == data and Path(data).exists() else word for word in sys.argv[1:])])
+    words = ("PATH" if word == data and Path(data).exists() else word for word in sys.argv[1:])
+    command = shlex.join(["lifelist", *words])
     (place / "README.md").write_text(report.page(facts, "profile.png", command))
     (place / "results.json").write_text(json.dumps(facts, indent=1))
     if not as_json:
