@@ -30,6 +30,15 @@ def digits(size: int = 8) -> Dataset:
     return read("digits", replace(TINY, image_size=size))
 
 
+def together(*parts: Images) -> Images:
+    """The images of all parts, in order."""
+    return Images(
+        Pixels(torch.cat([part.pixels[:] for part in parts])),
+        torch.cat([part.labels for part in parts]),
+        tuple(image_id for part in parts for image_id in part.ids),
+    )
+
+
 @functools.cache
 def few(per_class: int = 40, size: int = 8) -> tuple[Dataset, torch.Tensor]:
     """(the first images of each digit, their roles: a fifth gate, a tenth hold-out)."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from parts_rollout import Small
-from parts_training import TINY, digits
+from parts_training import TINY, digits, together
 
 from lifelist.deploy import examples
 from lifelist.exporter.errors import Failed
@@ -33,14 +33,6 @@ def many(digit: int, count: int) -> Images:
     noise = torch.randint(-30, 31, pixels.shape, generator=torch.Generator().manual_seed(0))
     noisy = (pixels.int() + noise).clamp(0, 255).to(torch.uint8)
     return Images(Pixels(noisy), torch.full((count,), digit), tuple(f"{digit}, {k}" for k in range(count)))
-
-
-def together(*parts: Images) -> Images:
-    return Images(
-        Pixels(torch.cat([part.pixels[:] for part in parts])),
-        torch.cat([part.labels for part in parts]),
-        tuple(image_id for part in parts for image_id in part.ids),
-    )
 
 
 @functools.cache

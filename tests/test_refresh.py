@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts_training import TINY, digits
+from parts_training import TINY, digits, together
 
 from lifelist.exporter.errors import BadInput
 from lifelist.training import increment, rebalance
@@ -16,7 +16,6 @@ from lifelist.training.job import Class, Learned, Task, read_task, write_task
 from lifelist.training.loop import Phase
 from lifelist.training.loss import increment_loss
 from lifelist.training.methods import METHODS
-from lifelist.training.pixels import Pixels
 
 OPTIONS = replace(TINY, epochs=0, batch_size=0, memory_total=60)
 PATTERN = torch.tensor([TRAINING, GATE, TRAINING, TRAINING, HOLDOUT])  # of a class's images, over and over
@@ -29,14 +28,6 @@ def images(shown: int, class_id: int, count: int = 30) -> Images:
     which = (digits().images.labels == shown).nonzero()[:count, 0]
     found = digits().images.take(which)
     return Images(found.pixels, torch.full((count,), class_id), found.ids)
-
-
-def together(*parts: Images) -> Images:
-    return Images(
-        Pixels(torch.cat([part.pixels[:] for part in parts])),
-        torch.cat([part.labels for part in parts]),
-        tuple(image_id for part in parts for image_id in part.ids),
-    )
 
 
 @functools.cache
