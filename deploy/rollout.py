@@ -235,7 +235,13 @@ def _warnings(
             f"the gate will not judge {shown}, of which too few images are set apart: learned all the same; "
             f"{_remedy(workshop, needed)}",
         )
-    if new and (message := uncorrected(options, len(trained) or len(new))):
+    if new and not workshop.settings.examples.holdout_share and all(row.holdout for row in possible(options.method)):
+        yield (
+            "examples.no-correction",
+            "examples.holdout_share is 0, so no image is held out to fit a bias correction on: method "
+            f"{options.method!r} will answer uncorrected. Give it a share (0.1 is usual), or use method wa",
+        )
+    elif new and (message := uncorrected(options, len(trained) or len(new))):
         yield "memory.no-correction", message
 
 
