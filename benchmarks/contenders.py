@@ -89,10 +89,10 @@ BARE = Contender(
 
 
 @contextlib.contextmanager
-def started(contender: Contender, model: Model, precision: str) -> Iterator[str]:
+def started(contender: Contender, model: Model, precision: str, flags: Sequence[str] = ()) -> Iterator[str]:
     """The URL of a server that was just started and that answers, for the time of a `with` block; then it is gone.
 
-    Conflict if something answered at its port before; Failed, with what it printed, if it does not come up.
+    flags: more words for its command. Conflict if something answered at its port before; Failed, with what it printed, if it does not come up.
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -102,7 +102,7 @@ def started(contender: Contender, model: Model, precision: str) -> Iterator[str]
         if _answers(url, contender.ready):
             raise Conflict(f"something answers at {url} already; end it")
         process = subprocess.Popen(
-            contender.command(model, precision, port, folder),
+            [*contender.command(model, precision, port, folder), *flags],
             stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
             env=os.environ | {"OMP_WAIT_POLICY": "passive"},
         )  # fmt: skip

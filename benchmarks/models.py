@@ -5,7 +5,7 @@ the answers differ. So class k is what the network's features of image k say.
 """
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -69,41 +69,44 @@ def _published(folder: Path, name: str, preprocess: Preprocess, files: list[byte
     registry = Registry(str(folder / name))
     pixels = np.stack([decode(data, preprocess) for data in files])
     model = Model(name, registry.url, pixels, tuple(files))
-    if registry.ref("live") is not None:
-        return model
+    if registry.ref("live") is None:
+        registry.promote(publish(model, preprocess).version, None)
+    return model
+
+
+def publish(model: Model, preprocess: Preprocess, classes: int = IMAGES, first_id: int = 0, int8: bool = True) -> Manifest:
+    """A version that names the first `classes` images, by ids from `first_id` on; with a graph in 8 bits, or without.
+
+    All versions of a model have the same network, so one of them is as quick as another.
+    """
     torch.manual_seed(0)
-    network = build(name, classes=IMAGES, image_size=preprocess.size).backbone.eval()
-    features = _features(network, pixels, preprocess)
+    network = build(model.name, classes=IMAGES, image_size=preprocess.size).backbone.eval()
+    features = _features(network, model.pixels, preprocess)
     centre = features.mean(axis=0)
-    spread = features - centre
-    weight = STRENGTH * np.linalg.pinv(spread).T  # row k: STRENGTH·(1 - 1/N) for image k, -STRENGTH/N for the others
-    bias = -weight @ centre
-    fp32 = graph.export(
-        network, weight=weight.astype(np.float32), bias=bias.astype(np.float32), preprocess=preprocess
-    )
+    rows = STRENGTH * np.linalg.pinv(features - centre).T  # row k: image k gets it whole, the others share it negative
+    weight, bias = rows.astype(np.float32)[:classes], (-rows @ centre).astype(np.float32)[:classes]
+    fp32 = graph.export(network, weight=weight, bias=bias, preprocess=preprocess)
+    entries = tuple(ClassEntry(first_id + k, f"picture {first_id + k}", "trained", 0) for k in range(classes))
+    files = {
+        session.MODEL: fp32,
+        session.MEANS: index.build([entry.id for entry in entries], unit(features[:classes])),
+    }
     draft = Manifest(
         version=0,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         kind="increment",
         parent=None,
         method="untrained",
-        network=name,
+        network=model.name,
         embedding_dim=features.shape[1],
         default_answer="linear",
         preprocess=preprocess,
-        classes=tuple(ClassEntry(k, f"picture {k}", "trained", 0) for k in range(len(files))),
-        int8=Int8(True, 0, 1.0, 1.0, {}, "untrained: made to measure speed"),
+        classes=entries,
     )
-    made = registry.publish(
-        draft,
-        {
-            session.MODEL: fp32,
-            session.INT8: quantise(fp32, pixels),
-            session.MEANS: index.build(range(len(files)), unit(features)),
-        },
-    )
-    registry.promote(made.version, None)
-    return model
+    if int8:
+        draft = replace(draft, int8=Int8(True, 0, 1.0, 1.0, {}, "untrained: made to measure speed"))
+        files[session.INT8] = quantise(fp32, model.pixels)
+    return Registry(model.registry).publish(draft, files)
 
 
 def _features(network: torch.nn.Module, pixels: Pixels, preprocess: Preprocess) -> np.ndarray:

@@ -111,6 +111,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "bench": "serving",
         "cells": [vars_of(cell) for cell in cells.values()],
         "raw": raw,
+        "how": {contender.name: contender.how for contender in asked.contenders},
         "repeats": asked.repeats,
         "seconds": asked.seconds,
         "machine": {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"},
