@@ -92,38 +92,55 @@ BARE = Contender(
 def started(contender: Contender, model: Model, precision: str, flags: Sequence[str] = ()) -> Iterator[str]:
     """The URL of a server that was just started and that answers, for the time of a `with` block; then it is gone.
 
-    flags: more words for its command. Conflict if something answered at its port before; Failed, with what it printed, if it does not come up.
+    flags: more words for its command. Conflict if something answered at its port before, or if what answers is not what
+    was started; Failed, with what it printed, if it does not come up.
     """
     port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as temporary, (Path(temporary) / "log").open("w+") as log:
+    with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "home"
         folder.mkdir()
-        if _answers(url, contender.ready):
+        command = [*contender.command(model, precision, port, folder), *flags]
+        with _running(command, port, contender.ready, folder) as url:
+            yield url
+
+
+@contextlib.contextmanager
+def served(home: Path, flags: Sequence[str]) -> Iterator[str]:
+    """The same of `lifelist serve` on a home that has a version."""
+    port = _free_port()
+    command = [sys.executable, "-m", "lifelist.deploy.cli", "serve", "--home", str(home), "--port", str(port), *flags]
+    with _running(command, port, LIFELIST.ready, home) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _running(command: Sequence[str], port: int, ready: str, folder: Path) -> Iterator[str]:
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile("w+") as log:
+        if _answers(url, ready):
             raise Conflict(f"something answers at {url} already; end it")
         process = subprocess.Popen(
-            [*contender.command(model, precision, port, folder), *flags],
-            stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
+            command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True,
             env=os.environ | {"OMP_WAIT_POLICY": "passive"},
         )  # fmt: skip
         try:
             deadline = time.monotonic() + START_S
-            while not _answers(url, contender.ready):
+            while not _answers(url, ready):
                 if process.poll() is not None or time.monotonic() > deadline:
                     log.seek(0)
-                    raise Failed(f"{contender.name} did not start: {log.read()[-2000:]}")
+                    raise Failed(f"{' '.join(command[:4])} … did not start: {log.read()[-2000:]}")
                 time.sleep(0.1)
-            _check_owner(contender, process.pid, port)
+            _check_owner(process.pid, port)
             yield url
         finally:
             _end(process)
 
 
-def _check_owner(contender: Contender, process_id: int, port: int) -> None:
+def _check_owner(process_id: int, port: int) -> None:
     """Conflict if what listens at the port is not a descendant of what was started."""
     found = {owner for owner in _listeners(port)}
     if not found or not any(_descends(owner, process_id) for owner in found):
-        raise Conflict(f"port {port} is answered by processes {sorted(found)}, which {contender.name} did not start")
+        raise Conflict(f"port {port} is answered by processes {sorted(found)}, of another server")
 
 
 def _listeners(port: int) -> Iterator[int]:
