@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from starlette.types import Receive, Scope, Send
 
 from lifelist.exporter.preprocess import Pixels, decode
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import Ranking, load
 from lifelist.serving.batcher import Batcher
-
-Receive = Send = Any
 
 
 def application(registry: str, precision: str) -> Any:
@@ -42,7 +41,7 @@ def application(registry: str, precision: str) -> Any:
 
     batcher: Batcher[Pixels, list[Ranking]] = Batcher(answer, max_batch=64, max_queue=4096)
 
-    async def app(scope: Any, receive: Receive, send: Send) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         if scope["method"] == "GET":
@@ -76,6 +75,4 @@ async def _send(send: Send, body: bytes) -> None:
 
 if __name__ == "__main__":
     registry, port, precision = sys.argv[1:]
-    uvicorn.run(
-        application(registry, precision), host="127.0.0.1", port=int(port), access_log=False, log_level="error"
-    )
+    uvicorn.run(application(registry, precision), host="127.0.0.1", port=int(port), access_log=False, log_level="error")

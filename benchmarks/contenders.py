@@ -20,7 +20,6 @@ from lifelist.exporter.errors import Conflict, Failed
 
 Kind = Literal["tensor", "file"]
 START_S = 180
-PEERS = Path(__file__).with_name("peers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,7 @@ def raw_bytes(path: str) -> Callable[[Model, Kind, Sequence[int]], Sent]:
             return Sent(model.files[numbers[0]], {"Content-Type": "application/octet-stream"}, path)
         pixels = model.pixels[list(numbers)]
         shape = ",".join(map(str, pixels.shape))
-        return Sent(
-            pixels.tobytes(), {"Content-Type": "application/octet-stream", "X-Tensor-Shape": shape}, path
-        )
+        return Sent(pixels.tobytes(), {"Content-Type": "application/octet-stream", "X-Tensor-Shape": shape}, path)
 
     return sent
 
@@ -138,7 +135,7 @@ def _running(command: Sequence[str], port: int, ready: str, folder: Path) -> Ite
 
 def _check_owner(process_id: int, port: int) -> None:
     """Conflict if what listens at the port is not a descendant of what was started."""
-    found = {owner for owner in _listeners(port)}
+    found = set(_listeners(port))
     if not found or not any(_descends(owner, process_id) for owner in found):
         raise Conflict(f"port {port} is answered by processes {sorted(found)}, of another server")
 

@@ -16,7 +16,7 @@ TITLES = (
 
 def rows(facts: Facts) -> list[tuple[str, ...]]:
     """A line for each count of classes."""
-    found = []
+    found: list[tuple[str, ...]] = []
     for row in facts["rows"]:
         exact, graph, linear = row["exact"], row["graph"], row["linear"]
         found.append(

@@ -1,7 +1,6 @@
 """From ten classes to a million: memory, time and recall of the index of class means, and of the last layer.
 
-Means are drawn as classes lie in embedding space: in groups of like ones. Queries are images of one: its mean, and noise.
-Everything is measured with one thread, as a replica searches.
+Means are drawn as classes lie in embedding space: in groups of like ones. A query is a mean, and noise. Everything is measured with one thread, as a replica searches.
 """
 
 import os
@@ -84,7 +83,7 @@ def _index(inner: Any, means: Floats, queries: Floats) -> dict[str, Any]:
         "build_seconds": took,
         "bytes": len(faiss.serialize_index(made)),
         "seconds_one": _each(lambda k: made.search(queries[k : k + 1], top)),
-        "seconds_of_64": _each(lambda k: made.search(queries[: 64], top), times=8) / 64,
+        "seconds_of_64": _each(lambda k: made.search(queries[:64], top), times=8) / 64,
         "found": made.search(queries, top)[1],
     }
 

@@ -33,7 +33,8 @@ function done(summary, latency)
   for _, thread in ipairs(threads) do wrong = wrong + thread:get("wrong"); failed = failed + thread:get("failed") end
   local e = summary.errors
   io.write(string.format(
-    '\nJSON {"requests": %d, "microseconds": %d, "wrong": %d, "failed": %d, "socket_errors": %d, "p50": %f, "p99": %f}\n',
+    '\nJSON {"requests": %d, "microseconds": %d, "wrong": %d, "failed": %d, ' ..
+    '"socket_errors": %d, "p50": %f, "p99": %f}\n',
     summary.requests, summary.duration, wrong, failed, e.connect + e.read + e.write + e.timeout,
     latency:percentile(50), latency:percentile(99)))
 end

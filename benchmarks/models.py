@@ -74,7 +74,9 @@ def _published(folder: Path, name: str, preprocess: Preprocess, files: list[byte
     return model
 
 
-def publish(model: Model, preprocess: Preprocess, classes: int = IMAGES, first_id: int = 0, int8: bool = True) -> Manifest:
+def publish(
+    model: Model, preprocess: Preprocess, classes: int = IMAGES, first_id: int = 0, int8: bool = True
+) -> Manifest:
     """A version that names the first `classes` images, by ids from `first_id` on; with a graph in 8 bits, or without.
 
     All versions of a model have the same network, so one of them is as quick as another.

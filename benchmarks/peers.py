@@ -16,7 +16,7 @@ from lifelist.exporter.errors import Failed
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import INT8, MODEL
 
-HERE = Path(__file__).with_name("peers")
+HERE = Path(__file__).with_name("peer_servers")
 BOUNDARY = "lifelist-bench"
 
 
@@ -37,7 +37,9 @@ def _form(model: Model, kind: Kind, numbers: Sequence[int]) -> Sent:
     parts = []
     for number in numbers:
         head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{number}"\r\n'
-        parts.append(head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + _image(model, kind, number) + b"\r\n")
+        parts.append(
+            head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + _image(model, kind, number) + b"\r\n"
+        )
     body = b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
     return Sent(body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, "/classify")
 
@@ -78,14 +80,21 @@ PEERS = (
         name="BentoML",
         package="bentoml==1.4.40",
         start=lambda programs, port, folder: [
-            str(programs / "bentoml"), "serve", "bento:Classifier", "--port", str(port), "--host", "127.0.0.1",
-            "--working-dir", str(HERE),
+            str(programs / "bentoml"),
+            "serve",
+            "bento:Classifier",
+            "--port",
+            str(port),
+            "--host",
+            "127.0.0.1",
+            "--working-dir",
+            str(HERE),
         ],
         sent=_form,
         pattern=r'"id":%s*(%d+)',
         ready="/readyz",
         how="a form of files",
-    ),  # fmt: skip
+    ),
     Peer(
         name="MLServer",
         package="mlserver==1.7.1",
@@ -146,5 +155,3 @@ def _environment(folder: Path) -> Mapping[str, str]:
         "PYTHONPATH": str(HERE),
         "BENTOML_DO_NOT_TRACK": "True",
     }
-
-

@@ -24,7 +24,9 @@ from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import Loaded, load
 
 
-def limit(registry: str, precision: str, kind: str, batch: int, seconds: float, files: Sequence[bytes]) -> dict[str, Any]:
+def limit(
+    registry: str, precision: str, kind: str, batch: int, seconds: float, files: Sequence[bytes]
+) -> dict[str, Any]:
     """{"images_per_second", "way", "by_way", "classes": the best class of each file}."""
     found, cores = Registry(registry), len(os.sched_getaffinity(0))
     ref = found.ref("live")

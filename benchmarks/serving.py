@@ -93,7 +93,10 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
                 cases = [case for case in asked.cases if (case.model, case.precision) == (model, precision)]
                 for case in cases:
                     raw[case.name].append(_limit(made[model], case, asked.seconds))
-                    tell(f"repeat {repeat + 1}: {case.name}, raw: {raw[case.name][-1]['images_per_second']:,.0f} images/s")
+                    tell(
+                        f"repeat {repeat + 1}: {case.name}, raw: "
+                        f"{raw[case.name][-1]['images_per_second']:,.0f} images/s"
+                    )
                 for contender in asked.contenders:
                     with started(contender, made[model], precision) as url:
                         for case in cases:

@@ -52,7 +52,7 @@ def _cell(facts: Facts, case: str, clients: int, contender: str) -> Mapping[str,
 def _ratio(facts: Facts, case: str, clients: int, other: str) -> float:
     """Ours to another's images/s: the median of the repeats' ratios."""
     pair = [_cell(facts, case, clients, name)["images_per_second"] for name in (LIFELIST.name, other)]
-    return median(a / b for a, b in zip(*pair, strict=True))
+    return float(median(a / b for a, b in zip(*pair, strict=True)))
 
 
 def _of_raw(facts: Facts, case: str, least: int = 1) -> float | None:
@@ -68,7 +68,7 @@ def _latency(facts: Facts, case: str) -> float | None:
     if 1 not in _clients(facts, case):
         return None
     pair = [_cell(facts, case, 1, name)["p50_ms"] for name in (LIFELIST.name, BARE.name)]
-    return median(a / b for a, b in zip(*pair, strict=True))
+    return float(median(a / b for a, b in zip(*pair, strict=True)))
 
 
 def rows(facts: Facts, case: str) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Swaps under load: that nobody notices. Clients ask all the time, and each answer is held against the version it names.
+"""Swaps under load: that nobody notices. Clients ask all the time; each answer is held against the version it names.
 
 Versions differ in how many classes they have, in the ids of these, and in whether they answer in fp32 or int8; they
 go live in turn, always one that is not loaded yet.
@@ -152,7 +152,10 @@ def _swapped(
     swaps: list[Swap] = []
     memory: dict[int, int] = {}
     flags = ("--serving.replicas", str(replicas))
-    with started(LIFELIST, model, "auto", flags) as url, httpx.Client(base_url=url, timeout=120, trust_env=False) as http:
+    with (
+        started(LIFELIST, model, "auto", flags) as url,
+        httpx.Client(base_url=url, timeout=120, trust_env=False) as http,
+    ):
         port = int(url.rpartition(":")[2])
         with Clients(port, bodies, expected, asked.clients) as clients:
             time.sleep(2)
@@ -166,7 +169,9 @@ def _swapped(
                     clients.problems.append(f"swap to version {after}: {found.status_code} {found.text}")
                 time.sleep(asked.pause_s)
                 if k + 1 in (EARLY, asked.swaps):
-                    memory[k + 1] = sum(_resident(row["process_id"]) for row in http.get("/v1/health/ready").json()["replicas"])
+                    memory[k + 1] = sum(
+                        _resident(row["process_id"]) for row in http.get("/v1/health/ready").json()["replicas"]
+                    )
                 if (k + 1) % 20 == 0:
                     tell(f"{replicas} replicas: {k + 1} swaps, {len(clients.answered):,} answers")
     row = figures(clients.answered, swaps)
@@ -202,7 +207,7 @@ def _meets(one: Answered, swap: Swap) -> bool:
 
 
 def _is_stale(one: Answered, swaps: Sequence[Swap]) -> bool:
-    """Whether it began well after a swap was acknowledged, and before the next was asked for, and had another version."""
+    """Whether it began well after a swap was acknowledged, ended before the next, and was by another version."""
     done = [swap for swap in swaps if swap.acknowledged + STALE_S <= one.began]
     if not done:
         return False

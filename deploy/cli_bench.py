@@ -244,7 +244,7 @@ def index_(resolved: Resolved, dim: int, most: int, folder: Path | None, as_json
 
     Makes a page, a picture and results.json. The last line is one of JSON.
     """
-    from lifelist.benchmarks import index_size, index_report
+    from lifelist.benchmarks import index_report, index_size
 
     counts = [10**k for k in range(1, 7) if 10**k <= most]
     facts = index_size.measure(index_size.Asked(counts=counts, dim=dim), note)

@@ -14,7 +14,7 @@ from lifelist.training.checkpoint import write_atomically
 
 
 def quantised(workshop: Workshop, rollout: Rollout) -> Int8:
-    """Measure ranges on some gate images, quantise, compare with fp32 on all of them; the graph goes into the folder."""
+    """Measure ranges on some gate images, quantise, compare with fp32 on all; the graph goes into the folder."""
     options = workshop.settings.int8
     registry, made = candidate.opened(workshop, rollout)
     judged = [e for e in examples.kept(workshop.store, [c.id for c in made.trained]) if e.role == "gate"]

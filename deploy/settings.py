@@ -46,7 +46,9 @@ class ExampleOptions(_Options):
 class Int8Options(_Options):
     """Whether a version gets a graph in 8 bits too (deploy/quantised.py)."""
 
-    enabled: bool = Field(default=True, description="make a graph in 8 bits too, and serve by it where it loses nothing")
+    enabled: bool = Field(
+        default=True, description="make a graph in 8 bits too, and serve by it where it loses nothing"
+    )
     loss: float = Field(
         default=0.005, ge=0, le=1, description="accuracy on gate images that 8 bits may lose against fp32"
     )

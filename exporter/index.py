@@ -4,7 +4,7 @@ An index is built whole, from all means, and never changed: faiss allows no sear
 one more class brings an index of its own.
 
 Up to MOST_EXACT numbers every mean is compared, which is exact and as quick as anything. Beyond, a graph is walked
-(HNSW; Malkov & Yashunin 2018) that finds nearly always the same: docs/benchmarks.md has recall, time and memory of both.
+(HNSW; Malkov & Yashunin 2018) that finds nearly always the same; `lifelist bench index` measures both.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from lifelist.exporter.errors import Corrupt
 from lifelist.exporter.fold import Floats, unit
-
 
 MOST_EXACT = 2**22  # numbers in all means together: 65,536 classes of 64 dimensions
 NEIGHBOURS, BUILD_WIDTH, SEARCH_WIDTH = 32, 100, 128  # of the graph: edges of a node, and how widely it is searched

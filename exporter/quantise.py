@@ -104,7 +104,7 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]  # it has no types
 
 def _before_first_convolution(graph: onnx.GraphProto) -> Sequence[str]:
     """The nodes that normalise: those from the input to the first convolution. Failed if there is none."""
-    names = []
+    names: list[str] = []
     for node in graph.node:
         if node.op_type == "Conv":
             return names

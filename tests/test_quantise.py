@@ -1,4 +1,4 @@
-"""A graph in 8 bits beside the one in fp32: made with a version, judged on gate images, used only if it loses nothing."""
+"""A graph in 8 bits beside the one in fp32: made with a version, judged on gate images, used if it loses nothing."""
 
 from pathlib import Path
 
