@@ -1,6 +1,7 @@
 """From ten classes to a million: memory, time and recall of the index of class means, and of the last layer.
 
-Means are drawn as classes lie in embedding space: in groups of like ones. A query is a mean, and noise. Everything is measured with one thread, as a replica searches.
+Means are drawn as classes lie in embedding space: in groups of like ones. A query is a mean, and noise. All is measured
+with one thread, as a replica searches.
 """
 
 import os
