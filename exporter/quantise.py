@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.inspection import INPUT
@@ -34,6 +35,7 @@ def quantise(model: bytes, images: Pixels) -> bytes:
     if not len(images):
         raise ValueError("ranges are measured on images; give at least one")
     graph = onnx.load_model_from_string(model)
+    add_pre_process_metadata(graph)  # nothing is left to simplify, as its tool would else advise
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "int8.onnx"
         try:
