@@ -50,15 +50,16 @@ class Step:
 
 # fmt: off
 STEPS = {
-    "intake":  Step(steps.fix_images,           then="train"),
-    "train":   Step(steps.train_increment,      then="export"),  # resumes from its last epoch
-    "export":  Step(steps.export_candidate,     then="parity"),
-    "parity":  Step(steps.compare_with_network, then="gate"),
-    "gate":    Step(steps.judge_candidate,      then="publish", if_refused="keep"),
-    "publish": Step(steps.publish_version,      then="swap"),
-    "swap":    Step(steps.make_live,            then="tidy",    if_moved="publish"),  # classes were enrolled meanwhile
-    "tidy":    Step(steps.tidy,                 then="done",    if_failed="done"),  # live has moved already
-    "keep":    Step(steps.keep_rejected,        then="rejected"),
+    "intake":   Step(steps.fix_images,           then="train"),
+    "train":    Step(steps.train_increment,      then="export"),  # resumes from its last epoch
+    "export":   Step(steps.export_candidate,     then="parity"),
+    "parity":   Step(steps.compare_with_network, then="gate"),
+    "gate":     Step(steps.judge_candidate,      then="quantise", if_refused="keep"),
+    "quantise": Step(steps.quantise_candidate,   then="publish", if_failed="publish"),  # then fp32 serves
+    "publish":  Step(steps.publish_version,      then="swap"),
+    "swap":     Step(steps.make_live,            then="tidy",    if_moved="publish"),  # classes were enrolled meanwhile
+    "tidy":     Step(steps.tidy,                 then="done",    if_failed="done"),  # live has moved already
+    "keep":     Step(steps.keep_rejected,        then="rejected"),
 }
 # fmt: on
 
