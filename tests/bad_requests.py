@@ -283,6 +283,11 @@ ROWS = [
         "the body is longer than 1,048,576 bytes; only POST /v1/examples takes as much",
         {"content": b'{"classes": ["' + b"w" * 2**21 + b'"]}', "headers": {"Content-Type": "application/json"}}),
     Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405, "DELETE does not go with /v1/increments/1; allowed: GET"),
+    Bad("wrong method", "PUT", INCREMENTS, 405, "PUT does not go with /v1/increments; allowed: GET, POST"),
+    Bad(
+        "wrong method", "GET", f"{INCREMENTS}/1:cancel", 405,
+        "GET does not go with /v1/increments/1:cancel; allowed: POST",
+    ),
     Bad("events of an unknown increment", "GET", f"{INCREMENTS}/4711/events", 404, "no increment has id 4711"),
     Bad("Last-Event-ID that is no number", "GET", f"{INCREMENTS}/{{ended}}/events", 400,
         "Last-Event-ID should be the id of an event, a number from 0 on; not 'last'",
