@@ -22,7 +22,8 @@ test: setup
 
 .types: setup
 	mkdir -p .types/lifelist
-	for p in exporter training serving deploy benchmarks; do ln -sfn ../../$$p .types/lifelist/$$p; done
+	ln -sf ../../lifelist/__init__.py ../../lifelist/py.typed .types/lifelist/
+	for p in exporter training serving deploy client benchmarks; do ln -sfn ../../$$p .types/lifelist/$$p; done
 
 lint: .types
 	$(BIN)/ruff check .

@@ -16,9 +16,9 @@ from typing import Self
 
 import click
 
+from lifelist.client.blocking import Client
 from lifelist.deploy import ground
 from lifelist.deploy.cli_increments import follow
-from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.report import Increment, Phase, Step, accuracy_table, picture, traffic_table, waiting_table
 from lifelist.deploy.sources import Resolved, as_toml
 from lifelist.deploy.story import Story, digits, own_images
@@ -52,7 +52,7 @@ def run(resolved: Resolved, *, keep: bool, data: Path | None) -> int:
 
     chapter("2. Ray Serve, and a client that sends held-out images all the time and checks every answer")
     registry = Registry(str(folder / "data" / "registry"))
-    url = url_of(settings)
+    url = settings.url
     with _Server(lifelist, folder) as server, Client(url) as client, Traffic(url, registry, story.held_out) as traffic:
         phases = [Phase("before", time.time(), time.time() + QUIET_S)]
         time.sleep(QUIET_S)

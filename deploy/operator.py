@@ -17,14 +17,14 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 
+from lifelist.client.answers import Added, Increment, Increments, Judged, Moved
 from lifelist.deploy import enrol, examples, feedback, rollout, stream, uploads, withdrawn
-from lifelist.deploy.answers import Added, Increment, Judged, Moved
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
-from lifelist.serving import catalog, prediction
-from lifelist.serving.catalog import Catalog
+from lifelist.serving import catalog, openapi, prediction
+from lifelist.serving.catalog import Catalog, Number
 from lifelist.serving.numbers import natural
 
 CATCH_UP_S, CATCH_UP_AT_MOST_S = 1.0, 30.0  # between looks for images to enrol; more after each failure
@@ -44,7 +44,8 @@ async def _catching_up(application: FastAPI) -> AsyncIterator[None]:
 routes = APIRouter(lifespan=_catching_up)
 
 ClassRef = Annotated[StrictStr, Field(min_length=1, max_length=100)] | Annotated[StrictInt, Field(ge=0, le=LARGEST_ID)]
-Key = Annotated[StrictStr, Field(min_length=1, max_length=200)]
+Key = Annotated[StrictStr, Field(min_length=1, max_length=200, json_schema_extra=openapi.NO_CONTROLS)]
+EventId = Annotated[str, openapi.EVENT_ID]
 
 
 class _Body(BaseModel):
@@ -54,6 +55,8 @@ class _Body(BaseModel):
 class StartIncrement(_Body):
     """What to learn: the named classes, or all that are pending."""
 
+    model_config = openapi.like({"classes": ["wren", 7], "method": "bic"})
+
     classes: Annotated[list[ClassRef], Field(min_length=1, max_length=10_000)] | None = None
     method: StrictStr | None = None
     idempotency_key: Key | None = None
@@ -62,11 +65,15 @@ class StartIncrement(_Body):
 class Promotion(_Body):
     """Whether a version that the gate refused may go live all the same."""
 
+    model_config = openapi.like({"force": True})
+
     force: bool = Field(default=False, strict=True)
 
 
 class Truth(_Body):
     """What class the image of an earlier answer really was."""
+
+    model_config = openapi.like({"prediction_id": openapi.PREDICTION_ID, "class": "gull"})
 
     prediction_id: StrictStr
     truth: ClassRef = Field(alias="class")
@@ -166,7 +173,7 @@ def _add(workshop: Workshop, file: IO[bytes], separator: bytes) -> Added:
 # -------------------------------------------------------------------------------------------------------- increments
 
 
-@routes.post("/v1/increments", tags=["increments"], status_code=202)
+@routes.post("/v1/increments", tags=["increments"], status_code=202, responses=openapi.LOCATION)
 def start_increment(
     workshop: With,
     response: Response,
@@ -184,27 +191,31 @@ def start_increment(
 
 
 @routes.get("/v1/increments", tags=["increments"])
-def increments(workshop: With) -> dict[str, list[Increment]]:
+def increments(workshop: With) -> Increments:
     """All increments, the oldest first."""
     return {"increments": [describe(workshop, found) for found in reversed(workshop.store.rollouts())]}
 
 
-@routes.get("/v1/increments/{increment}", tags=["increments"])
-def increment(workshop: With, increment: str) -> Increment:
+@routes.get("/v1/increments/{increment:number}", tags=["increments"])
+def increment(workshop: With, increment: Number) -> Increment:
     """How an increment stands, step by step."""
     return describe(workshop, workshop.store.rollout(number(increment, "increment")))
 
 
-@routes.get("/v1/increments/{increment}/events", tags=["increments"], response_class=StreamingResponse)
-def events(workshop: With, increment: str, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
+@routes.get(
+    "/v1/increments/{increment}/events", tags=["increments"], response_class=StreamingResponse, responses=openapi.EVENTS
+)
+def events(
+    workshop: With, increment: Number, last_event_id: Annotated[EventId | None, Header()] = None
+) -> StreamingResponse:
     """Server-sent events until the increment ends. `Last-Event-ID` goes on after that event."""
     found = workshop.store.rollout(number(increment, "increment"))
     following = stream.follow(workshop.store, found.id, stream.position(last_event_id))
     return StreamingResponse(following, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-@routes.post("/v1/increments/{increment}:cancel", tags=["increments"], status_code=202)
-def cancel(workshop: With, increment: str, response: Response) -> Increment:
+@routes.post("/v1/increments/{increment}:cancel", tags=["increments"], status_code=202, responses=openapi.LOCATION)
+def cancel(workshop: With, increment: Number, response: Response) -> Increment:
     """Ask an increment to end; it does at its next step or epoch, and the live version stays."""
     return _accepted(workshop, workshop.store.request_cancel(number(increment, "increment")), response)
 
@@ -241,7 +252,7 @@ def describe(workshop: Workshop, found: Rollout) -> Increment:
 
 
 @routes.post("/v1/versions/{version}:promote", tags=["versions"])
-def promote(workshop: With, version: str, body: Promotion | None = None) -> Moved:
+def promote(workshop: With, version: Number, body: Promotion | None = None) -> Moved:
     """Make a version live on every replica. One that the gate refused needs `force`."""
     manifest = workshop.registry.manifest(number(version, "version"))
     failed = [check.message for check in manifest.gate if not check.passed]

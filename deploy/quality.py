@@ -8,8 +8,8 @@ from prometheus_client import Counter as CounterMetric
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lifelist.client.answers import ENDED
 from lifelist.deploy import feedback
-from lifelist.deploy.answers import ENDED
 from lifelist.deploy.rollout import STEPS
 from lifelist.deploy.store import QUEUED, Store
 from lifelist.exporter.registry import Registry

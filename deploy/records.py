@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from lifelist.deploy.answers import ENDED
+from lifelist.client.answers import ENDED
 
 
 def now() -> str:

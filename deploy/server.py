@@ -25,7 +25,6 @@ import click
 import httpx
 
 from lifelist.deploy import ground
-from lifelist.deploy.client import url_of
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.store import Store
 from lifelist.deploy.terminal import note
@@ -110,9 +109,7 @@ def running(settings: Settings) -> Iterator[Server]:
             ground.write(settings.home, replace(record, ray=_answer(head)["ray"]))
             provider = _verified(settings, nonce)
             up = True
-            yield Server(
-                url_of(settings), manifest, provider, settings.serving.replicas, nonce, head, settings.home / LOG
-            )
+            yield Server(settings.url, manifest, provider, settings.serving.replicas, nonce, head, settings.home / LOG)
         finally:
             with _undisturbed():
                 if head is not None and up:
@@ -179,7 +176,7 @@ def _verified(settings: Settings, nonce: str) -> str:
     """Wait until it answers, and make sure that it is this server; what runs the model."""
     deadline = time.monotonic() + START_S
     said: Any = "nothing"
-    with httpx.Client(base_url=url_of(settings), timeout=5, trust_env=False) as http:
+    with httpx.Client(base_url=settings.url, timeout=5, trust_env=False) as http:
         while time.monotonic() < deadline:
             try:
                 said = http.get("/v1/health/live").json()
@@ -194,7 +191,7 @@ def _verified(settings: Settings, nonce: str) -> str:
             except (httpx.TransportError, ValueError) as error:
                 said = error
             time.sleep(0.1)
-    raise Failed(f"the server did not answer at {url_of(settings)} within {START_S} s; it said: {said}")
+    raise Failed(f"the server did not answer at {settings.url} within {START_S} s; it said: {said}")
 
 
 def _end(head: "subprocess.Popen[str]", nonce: str) -> None:

@@ -133,6 +133,12 @@ class Settings(_Options):
         return f"sqlite:///{Path(file).absolute()}" if file not in ("", database, ":memory:") else database
 
     @property
+    def url(self) -> str:
+        """Where a server with these settings listens, as a client beside it reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.serving.host, self.serving.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.serving.port}"
+
+    @property
     def registry_url(self) -> str:
         """Where the versions are."""
         return self.registry or str(self.home / "registry")

@@ -11,8 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from lifelist.client.answers import ENDED
 from lifelist.deploy import tables
-from lifelist.deploy.answers import ENDED
 from lifelist.deploy.records import Event, KnownClass, Rollout, StepRecord, now
 from lifelist.deploy.sources import nearest
 from lifelist.exporter.errors import Conflict, Missing, Moved

@@ -9,6 +9,9 @@ from typing import Any
 
 import click
 
+from lifelist.client.blocking import Client
+from lifelist.deploy.settings import Settings
+
 _AnyCommand = Callable[..., Any]
 
 
@@ -20,6 +23,11 @@ def json_option(command: _AnyCommand) -> _AnyCommand:
 def result(value: Any, text: str, as_json: bool) -> None:
     """The one result of a command: for machines, or for people."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str) if as_json else text)
+
+
+def connected(settings: Settings) -> Client:
+    """A client of the server that the settings name. Somebody waits, who is told at once if it does not answer."""
+    return Client(settings.url, patience_s=0)
 
 
 def note(text: str) -> None:

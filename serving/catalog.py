@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import swagger_ui_bundle
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -13,7 +13,19 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import StringConvertor, register_url_convertor
 
+from lifelist.client.answers import (
+    Alive,
+    Classes,
+    KnownClass,
+    NotReady,
+    Ready,
+    ReplicaStatus,
+    Version,
+    VersionRow,
+    Versions,
+)
 from lifelist.exporter.errors import BadInput, LifelistError, Missing, Unavailable
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Ref, Registry
@@ -37,8 +49,6 @@ PAGE = """<!doctype html>
 <script>SwaggerUIBundle({url: "openapi.json", dom_id: "#ui", deepLinking: true})</script></body>
 </html>
 """
-
-Json = dict[str, Any]
 
 routes = APIRouter()
 
@@ -92,21 +102,31 @@ def the_catalog(request: Request) -> Catalog:
 
 
 With = Annotated[Catalog, Depends(the_catalog)]
+Number = Annotated[str, openapi.NUMBER]
+
+
+class _BeforeColon(StringConvertor):
+    """The part of a path that a number is in: what follows a colon is another route, as in /v1/versions/7:promote."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("number", _BeforeColon())
 
 
 @routes.get("/v1/classes", tags=["catalog"])
-def classes(catalog: With) -> Json:
+def classes(catalog: With) -> Classes:
     """The classes that the live version knows, in order of arrival."""
     _, manifest = catalog.live()
     known = sorted(manifest.classes, key=lambda entry: entry.id)
-    return {"version": manifest.version, "classes": [asdict(entry) for entry in known]}
+    return {"version": manifest.version, "classes": [cast(KnownClass, asdict(entry)) for entry in known]}
 
 
 @routes.get("/v1/versions", tags=["catalog"])
-def versions(catalog: With) -> Json:
+def versions(catalog: With) -> Versions:
     """All versions, oldest first, and which of them is live and which was before."""
     live, previous = catalog.registry.ref("live"), catalog.registry.ref("previous")
-    rows = []
+    rows: list[VersionRow] = []
     for number in catalog.registry.versions():
         manifest = catalog.registry.manifest(number)
         rows.append(
@@ -120,25 +140,29 @@ def versions(catalog: With) -> Json:
                 "passed": manifest.passed,
             }
         )
-    return {"live": live and live.version, "previous": previous and previous.version, "versions": rows}
+    return {
+        "live": None if live is None else live.version,
+        "previous": None if previous is None else previous.version,
+        "versions": rows,
+    }
 
 
-@routes.get("/v1/versions/{version}", tags=["catalog"])
-def version(catalog: With, version: str) -> Json:
+@routes.get("/v1/versions/{version:number}", tags=["catalog"])
+def version(catalog: With, version: Number) -> Version:
     """All that a version says of itself."""
     if not (number := natural(version, 2**31 - 1)):
         raise Missing(f"no version has number {version[:40]!r}; they are numbered from 1")
-    return asdict(catalog.registry.manifest(number))
+    return cast(Version, asdict(catalog.registry.manifest(number)))
 
 
 @routes.get("/v1/health/live", tags=["health"])
-async def live(catalog: With) -> Json:
+async def live(catalog: With) -> Alive:
     """Whether the server runs at all. `server` is different at each start."""
     return {"live": True, "server": catalog.nonce}
 
 
-@routes.get("/v1/health/ready", tags=["health"])
-async def ready(catalog: With) -> JSONResponse:
+@routes.get("/v1/health/ready", tags=["health"], response_model=Ready, responses={503: {"model": NotReady}})
+async def ready(catalog: With) -> Ready | JSONResponse:
     """Whether queries are answered: 200 as soon as one replica does, 503 until then."""
     try:
         ref, _ = await run_in_threadpool(catalog.live)
@@ -147,18 +171,16 @@ async def ready(catalog: With) -> JSONResponse:
             raise Unavailable("no replica answers")
     except LifelistError as error:
         return JSONResponse({"ready": False, "error": str(error)}, 503, {"Retry-After": "1"})
-    return JSONResponse(
-        {
-            "ready": True,
-            "version": ref.version,
-            "provider": replicas[0].provider,
-            "server": catalog.nonce,
-            "replicas": [asdict(replica) for replica in sorted(replicas, key=lambda found: found.replica)],
-        }
-    )
+    return {
+        "ready": True,
+        "version": ref.version,
+        "provider": replicas[0].provider,
+        "server": catalog.nonce,
+        "replicas": [cast(ReplicaStatus, asdict(one)) for one in sorted(replicas, key=lambda found: found.replica)],
+    }
 
 
-@routes.get("/metrics", tags=["health"], response_class=Response)
+@routes.get("/metrics", tags=["health"], response_class=Response, responses=openapi.METRICS)
 async def metrics(catalog: With) -> Response:
     """Prometheus text: the counts of every replica, told apart by the label `replica`."""
     try:

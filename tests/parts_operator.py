@@ -138,3 +138,15 @@ def tell_epoch(workshop: Workshop, rollout: Rollout, epoch: int, epochs: int) ->
     event = {"phase": "main", "epoch": epoch, "epochs": epochs, "loss": {"classify_new": 1 / epoch}}
     event |= {"images_per_second": 100.0, "seconds_left": float(epochs - epoch)}
     workshop.store.tell(rollout.id, "epoch", event)
+
+
+def play(server: Server) -> None:
+    """What a carrier would tell of a whole rollout."""
+    shop = server.workshop
+    rollout = take_step(shop, shop.store.rollout(1), "intake")
+    rollout = take_step(shop, rollout, "train")
+    for epoch in range(1, 6):
+        time.sleep(0.05)
+        tell_epoch(shop, rollout, epoch, 5)
+    for state in ("export", "parity", "gate", "quantise", "publish", "swap", "tidy", "done"):
+        rollout = take_step(shop, rollout, state)

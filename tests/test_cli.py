@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from lifelist.client.images import batches, labelled
 from lifelist.deploy.cli import main, root
-from lifelist.deploy.cli_queries import batches, labelled
 from lifelist.deploy.sources import keys
 from lifelist.deploy.terminal import progress, table
 from lifelist.exporter.errors import BadInput

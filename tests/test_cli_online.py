@@ -14,8 +14,8 @@ import pytest
 from parts import BIRDS, blob_path, flip_one_bit, tiny_version
 from parts_operator import Server, bird, files, serving, take_step, tell_epoch
 
+from lifelist.client.blocking import Client
 from lifelist.deploy.cli import main
-from lifelist.deploy.client import Client
 
 Run = Callable[..., tuple[int, str, str]]
 

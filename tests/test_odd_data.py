@@ -21,9 +21,9 @@ from parts_rollout import pictures, settings
 from parts_training import TINY, noise
 from PIL import Image
 
+from lifelist.client.blocking import Client
 from lifelist.deploy import base, examples
 from lifelist.deploy.cli import main
-from lifelist.deploy.client import Client
 from lifelist.deploy.store import Store
 from lifelist.exporter.errors import BadInput, BadSetting, Refused
 from lifelist.training import experiment

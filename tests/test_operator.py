@@ -17,10 +17,11 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from parts import BIRDS, tiny_version
-from parts_operator import Server, bird, files, serving, take_step, tell_epoch
+from parts_http import Cutter
+from parts_operator import Server, bird, files, play, serving, take_step, tell_epoch
 
+from lifelist.client.blocking import Client
 from lifelist.deploy import enrol, examples, operator, uploads
-from lifelist.deploy.client import Client
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, Missing, TooLarge, Unavailable
 from lifelist.exporter.manifest import Check
@@ -348,18 +349,6 @@ def test_cancelling_ends_what_is_queued_and_answers_202(client: Client, http: ht
     assert client.cancel(1)["state"] == "cancelled"
 
 
-def play(server: Server) -> None:
-    """What a carrier would tell of a whole rollout."""
-    shop = server.workshop
-    rollout = take_step(shop, shop.store.rollout(1), "intake")
-    rollout = take_step(shop, rollout, "train")
-    for epoch in range(1, 6):
-        time.sleep(0.05)
-        tell_epoch(shop, rollout, epoch, 5)
-    for state in ("export", "parity", "gate", "quantise", "publish", "swap", "tidy", "done"):
-        rollout = take_step(shop, rollout, state)
-
-
 def test_events_come_as_they_happen_and_end_with_the_increment(client: Client, server: Server) -> None:
     client.add_examples("wren", files(3, 12))
     client.start_increment()
@@ -386,38 +375,6 @@ def test_last_event_id_goes_on_after_that_event(client: Client, server: Server, 
     assert json.loads(blocks[-1]["data"])["state"] == "done"
     assert http.get("/v1/increments/1/events", headers={"Last-Event-ID": str(every[-1].id)}).text == ""
     assert http.get("/v1/increments/1/events", headers={"Last-Event-ID": "x"}).status_code == 400
-
-
-class Cutter:
-    """A TCP relay that breaks each connection after so many bytes of answer: a network as it is on a bad day."""
-
-    def __init__(self, port: int, after: int) -> None:
-        self.target, self.after, self.cuts = port, after, 0
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # until it is closed
-            while True:
-                threading.Thread(target=self._relay, args=(self.listener.accept()[0],), daemon=True).start()
-
-    def _relay(self, caller: socket.socket) -> None:
-        with caller, socket.create_connection(("127.0.0.1", self.target)) as server, contextlib.suppress(OSError):
-            threading.Thread(target=self._forward, args=(caller, server), daemon=True).start()
-            left = self.after
-            while data := server.recv(min(65536, left)):
-                caller.sendall(data)
-                left -= len(data)
-                if not left:
-                    self.cuts += 1
-                    caller.shutdown(socket.SHUT_RDWR)  # closing alone would wait for the thread that reads
-                    return
-
-    def _forward(self, caller: socket.socket, server: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := caller.recv(65536):
-                server.sendall(data)
 
 
 def test_a_watcher_whose_connection_breaks_misses_no_event_and_sees_none_twice(client: Client, server: Server) -> None:
@@ -570,7 +527,7 @@ def test_no_two_checks_of_the_gate_hide_each_other(client: Client, server: Serve
 
 
 def test_client_answers_are_of_the_declared_shape(client: Client) -> None:
-    from lifelist.deploy import answers
+    from lifelist.client import answers
 
     client.add_examples("wren", files(3, 12))
     client.start_increment()
@@ -582,6 +539,14 @@ def test_client_answers_are_of_the_declared_shape(client: Client) -> None:
         (client.increment(1), answers.Increment),
         (client.add_examples("robin", files(4, 1)), answers.Added),
         (client.feedback(classified["images"][0]["prediction_id"], "heron"), answers.Judged),
+        (classified["timing"], answers.Timing),
+        (next(client.classify_many(bird(0))), answers.Named),
+        (client.classes()["classes"][0], answers.KnownClass),
+        (client.versions()["versions"][0], answers.VersionRow),
+        (client.version(1), answers.Version),
+        (client.version(1)["files"][0], answers.File),
+        (client.health(), answers.Ready),
+        (client.health()["replicas"][0], answers.ReplicaStatus),
     ]
     for value, shape in shapes:
         assert set(value) == set(shape.__annotations__), shape.__name__

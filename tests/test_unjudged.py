@@ -7,9 +7,9 @@ import pytest
 from parts_operator import files, serving
 from parts_rollout import LENIENT, add, pictures, prepared, settings
 
+from lifelist.client.blocking import Client
 from lifelist.deploy import base, rollout
 from lifelist.deploy.cli import main
-from lifelist.deploy.client import Client
 from lifelist.deploy.settings import ExampleOptions, GateCheck
 from lifelist.deploy.store import Store
 from lifelist.exporter.manifest import Manifest

@@ -1,0 +1,275 @@
+"""The JSON of the HTTP interface, as types: the server makes these and describes them, the clients hand them on."""
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict  # pydantic takes the TypedDict of `typing` from Python 3.12 on
+
+Json = dict[str, Any]
+
+ENDED = frozenset({"done", "rejected", "failed", "cancelled"})  # states that an increment does not leave
+
+
+class ClassName(TypedDict):
+    """A class, as it is named everywhere."""
+
+    id: int
+    name: str
+
+
+class Scored(ClassName):
+    """A class and how well it fits: a probability (linear) or a cosine similarity (nearest mean)."""
+
+    score: float
+
+
+class ImageAnswer(TypedDict):
+    """What one image was taken for, best first."""
+
+    prediction_id: str
+    classes: list[Scored]
+
+
+class Timing(TypedDict):
+    """Where a query's time went; `queue` and `model` are those of the whole batch."""
+
+    decode_seconds: float
+    queue_seconds: float
+    model_seconds: float
+    total_seconds: float
+
+
+class Classified(TypedDict):
+    """POST /v1/classify."""
+
+    version: int
+    answer: Literal["linear", "nearest_mean"]
+    images: list[ImageAnswer]
+    timing: Timing
+
+
+class Named(ImageAnswer):
+    """An image's answer by itself."""
+
+    version: int
+    answer: Literal["linear", "nearest_mean"]
+
+
+class ArrivedClass(ClassName):
+    """A class that got examples: `pending` at first, `enrolled` once its mean answers, `trained` by an increment."""
+
+    state: Literal["pending", "enrolled", "trained"]
+
+
+class Example(TypedDict):
+    """What became of one image. `role` where it was accepted, `reason` where it was refused."""
+
+    file: str
+    sha256: str
+    status: Literal["accepted", "duplicate", "refused"]
+    role: NotRequired[str]
+    reason: NotRequired[str]
+
+
+Added = TypedDict(  # POST /v1/examples; written so since `class` is a word of Python's
+    "Added",
+    {"class": ArrivedClass, "examples": list[Example], "accepted": int, "version": int | None, "warnings": list[str]},
+)
+
+
+class StepTaken(TypedDict):
+    """One step of an increment; times are RFC 3339, UTC."""
+
+    state: str
+    began: str
+    ended: str | None
+    attempts: int  # more than 1: it was killed, or failed, and was tried again
+    facts: Json
+
+
+class Progress(TypedDict):
+    """How far training is: the latest epoch event."""
+
+    phase: str
+    epoch: int
+    epochs: int
+    images_per_second: float
+    seconds_left: float
+
+
+class Increment(TypedDict):
+    """GET /v1/increments/{id}."""
+
+    id: int
+    state: str
+    method: str
+    classes: list[ClassName]
+    teacher: int | None
+    version: int | None
+    reason: str | None
+    created_at: str
+    updated_at: str
+    progress: Progress | None
+    warnings: list[str]  # so far, those before any work first
+    steps: list[StepTaken]
+
+
+class Increments(TypedDict):
+    """GET /v1/increments, the oldest first."""
+
+    increments: list[Increment]
+
+
+class Moved(TypedDict):
+    """A promotion or a rollback: what answers now, and what answered before."""
+
+    live: int
+    previous: int | None
+    generation: int
+
+
+class Judged(TypedDict):
+    """POST /v1/feedback: what was answered then, and what was true."""
+
+    version: int
+    predicted: ClassName
+    truth: ClassName
+    correct: bool
+
+
+class KnownClass(ClassName):
+    """A class that a version knows. increment: 0 for the base; an enrolled class carries the next one."""
+
+    state: Literal["trained", "enrolled"]
+    increment: int
+
+
+class Classes(TypedDict):
+    """GET /v1/classes: those of the live version, in order of arrival."""
+
+    version: int
+    classes: list[KnownClass]
+
+
+class VersionRow(TypedDict):
+    """A version in the list of all."""
+
+    version: int
+    created_at: str
+    kind: Literal["increment", "enrolment"]
+    parent: int | None
+    method: str
+    classes: int
+    passed: bool
+
+
+class Versions(TypedDict):
+    """GET /v1/versions, the oldest first."""
+
+    live: int | None
+    previous: int | None
+    versions: list[VersionRow]
+
+
+class Preprocess(TypedDict):
+    """How images become what the model sees: size×size pixels, cut from a shorter side of resize_to."""
+
+    size: int
+    resize_to: int
+    mean: list[float]
+    std: list[float]
+
+
+class File(TypedDict):
+    """A file of a version."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class BiasCorrection(TypedDict):
+    """BiC's pair, for the rows from first_row up to last_row."""
+
+    alpha: float
+    beta: float
+    first_row: int
+    last_row: int
+
+
+class Parity(TypedDict):
+    """How well graph and network agree."""
+
+    images: int
+    max_abs_logit_difference: float
+    top1_agreement: float
+    max_abs_embedding_difference: float | None
+
+
+class Check(TypedDict):
+    """One line of the gate."""
+
+    name: str
+    passed: bool
+    found: float | None
+    limit: float | None
+    message: str
+
+
+class Version(TypedDict):
+    """GET /v1/versions/{version}: its manifest."""
+
+    version: int
+    created_at: str
+    kind: Literal["increment", "enrolment"]
+    parent: int | None
+    method: str
+    network: str
+    embedding_dim: int
+    default_answer: Literal["linear", "nearest_mean"]
+    preprocess: Preprocess
+    classes: list[KnownClass]
+    files: list[File]
+    bias: BiasCorrection | None
+    parity: Parity | None
+    gate: list[Check]
+    options: Json
+    results: Json
+    exemplars_sha256: str | None
+    software: dict[str, str]
+    schema: int
+
+
+class Alive(TypedDict):
+    """GET /v1/health/live. server: another one at each start."""
+
+    live: bool
+    server: str
+
+
+class ReplicaStatus(TypedDict):
+    """How a replica stands. held: versions in memory; behind: why it does not answer by the live one."""
+
+    replica: str
+    version: int
+    generation: int
+    provider: str
+    held: list[int]
+    behind: str | None
+    process_id: int
+
+
+class NotReady(TypedDict):
+    """GET /v1/health/ready, while it is not."""
+
+    ready: bool
+    error: str
+
+
+class Ready(TypedDict):
+    """GET /v1/health/ready, when it is."""
+
+    ready: bool
+    version: int
+    provider: str
+    server: str
+    replicas: list[ReplicaStatus]

@@ -1,0 +1,229 @@
+"""The client to be awaited: the methods of lifelist/client/blocking.py, where each is described."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from lifelist.client import images, routes, wire
+from lifelist.client.answers import (
+    ENDED,
+    Added,
+    Alive,
+    Classes,
+    Classified,
+    Increment,
+    Judged,
+    Moved,
+    Named,
+    Ready,
+    Version,
+    Versions,
+)
+from lifelist.client.errors import Unavailable
+from lifelist.client.images import Images, OnSent
+from lifelist.client.wire import Call, Event, Found, Lines, Request, T, Watch
+
+
+class AsyncClient:
+    """A connection to one server, from one event loop: `async with AsyncClient(url) as client: await client.classes()`.
+
+    Arguments, methods and errors are those of `Client`.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60,
+        patience_s: float = 30,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.url, self.patience_s = url.rstrip("/"), patience_s
+        self._http = httpx.AsyncClient(transport=transport, **wire.options(url, timeout_s, api_key))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    # ------------------------------------------------------------------------------------------------ queries
+
+    async def classify(self, images_: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
+        """The classes of each image, best first; one query, and one version answers it."""
+        return await self._send(routes.classify(list(images.each(images_)), top_k, answer))
+
+    async def classify_many(
+        self,
+        images_: Images,
+        top_k: int | None = None,
+        answer: str | None = None,
+        *,
+        batch: int = 64,
+        batch_bytes: int = images.QUERY_BYTES,
+        concurrency: int = 4,
+    ) -> AsyncIterator[Named]:
+        """The classes of any number of images, in order; at most `concurrency` queries are under way at once."""
+        under_way: deque[asyncio.Task[Classified]] = deque()
+        try:
+            for some in images.batches(images_, batch, batch_bytes):
+                if len(under_way) == concurrency:
+                    for one in routes.named(await under_way.popleft()):
+                        yield one
+                under_way.append(asyncio.create_task(self._send(routes.classify(some, top_k, answer))))
+            while under_way:
+                for one in routes.named(await under_way.popleft()):
+                    yield one
+        finally:  # the first that failed, or a caller that leaves, ends the others
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    async def classes(self) -> Classes:
+        """Every class that the live version knows."""
+        return await self._send(routes.classes())
+
+    async def versions(self) -> Versions:
+        """Every version, and which is live."""
+        return await self._send(routes.versions())
+
+    async def version(self, number: int) -> Version:
+        """What a version says of itself."""
+        return await self._send(routes.version(number))
+
+    async def live(self) -> Alive:
+        """That the server runs; Unavailable if it does not."""
+        return await self._send(routes.live())
+
+    async def health(self) -> Ready:
+        """What answers queries, and where; Unavailable, with the reason, if nothing does."""
+        return await self._send(routes.ready())
+
+    async def ready(self) -> bool:
+        """Whether a server is there and has a version that answers."""
+        try:
+            await self.health()
+        except Unavailable:
+            return False
+        return True
+
+    async def metrics(self) -> str:
+        """Prometheus text."""
+        return await self._send(routes.metrics())
+
+    # ------------------------------------------------------------------------------------------------ updates
+
+    async def add_examples(
+        self,
+        name: str,
+        images_: Images,
+        on_sent: OnSent | None = None,
+        *,
+        batch: int = 1000,
+        batch_bytes: int = images.UPLOAD_BYTES,
+    ) -> Added:
+        """Give a class examples: what became of each. A path may be a folder."""
+        found = [
+            await self._send(routes.add_examples(name, some, on_sent))
+            for some in images.batches(images.unfolded(images_), batch, batch_bytes)
+        ]
+        return routes.together(found)
+
+    async def add_folder(self, folder: str | Path, on_sent: OnSent | None = None) -> list[Added]:
+        """Give the classes that a folder has folders of their images, or that a folder of images is named after."""
+        return [
+            await self.add_examples(name, files, on_sent) for name, files in images.labelled([Path(folder)]).items()
+        ]
+
+    async def start_increment(
+        self, classes: Sequence[str | int] | None = None, method: str | None = None, key: str | None = None
+    ) -> Increment:
+        """Start learning the named classes, or all that are pending; the same key starts it once."""
+        return await self._send(routes.start_increment(classes, method, key))
+
+    async def increments(self) -> list[Increment]:
+        """Every increment, the oldest first."""
+        return await self._send(routes.increments())
+
+    async def increment(self, number: int) -> Increment:
+        """How an increment stands."""
+        return await self._send(routes.increment(number))
+
+    async def cancel(self, number: int) -> Increment:
+        """Ask an increment to end; it does at its next step or epoch."""
+        return await self._send(routes.cancel(number))
+
+    async def wait(self, number: int, on_event: Callable[[Event], object] | None = None) -> Increment:
+        """The increment once it has ended, however it did; `on_event` is called with each of its events."""
+        async for event in self.events(number):
+            if on_event is not None:
+                on_event(event)
+        return await self.increment(number)
+
+    async def events(self, number: int, after: int = 0, patience_s: float = 120) -> AsyncIterator[Event]:
+        """The events of an increment after the given one, as they come, until it ends."""
+        await self.increment(number)
+        watch = Watch(number, after, self.url, patience_s)
+        while True:
+            try:
+                async for event in self._stream(watch.call()):
+                    watch.seen(event)
+                    yield event
+                if (await self.increment(number))["state"] in ENDED:
+                    return
+            except Unavailable:
+                if watch.over():
+                    raise
+            await asyncio.sleep(wire.RECONNECT_S)
+
+    async def promote(self, number: int, force: bool = False) -> Moved:
+        """Make a version live; one that the gate refused only by force."""
+        return await self._send(routes.promote(number, force))
+
+    async def rollback(self) -> Moved:
+        """Make the previous version live again."""
+        return await self._send(routes.rollback())
+
+    async def feedback(self, prediction_id: str, truth: str | int) -> Judged:
+        """Say what class the image of an earlier answer really was."""
+        return await self._send(routes.feedback(prediction_id, truth))
+
+    # ------------------------------------------------------------------------------------------------ sending
+
+    async def _send(self, request: Request[T]) -> T:
+        call = Call(request, self.url, self.patience_s)
+        while True:
+            found: Found
+            try:
+                found = await self._http.request(**call.arguments)
+            except httpx.RequestError as error:
+                found = error
+            if (pause := call.pause(found)) is None:
+                return call.result(found)
+            await asyncio.sleep(pause)
+
+    async def _stream(self, call: Call[None]) -> AsyncIterator[Event]:
+        """The events of one connection."""
+        lines = Lines()
+        try:
+            async with self._http.stream(**call.arguments) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                call.result(answer)
+                async for line in answer.aiter_lines():
+                    if (event := lines.event(line)) is not None:
+                        yield event
+        except httpx.RequestError as error:
+            raise call.unanswered(error) from error

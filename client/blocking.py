@@ -1,0 +1,236 @@
+"""The client that waits for each answer. lifelist/client/asynchronous.py has the same methods, to be awaited."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from lifelist.client import images, routes, wire
+from lifelist.client.answers import (
+    ENDED,
+    Added,
+    Alive,
+    Classes,
+    Classified,
+    Increment,
+    Judged,
+    Moved,
+    Named,
+    Ready,
+    Version,
+    Versions,
+)
+from lifelist.client.errors import Unavailable
+from lifelist.client.images import Images, OnSent
+from lifelist.client.wire import Call, Event, Found, Lines, Request, T, Watch
+
+
+class Client:
+    """A connection to one server. Use it in a `with` statement, from as many threads as you like.
+
+    url         of the server
+    api_key     unless given, that of LIFELIST_API_KEY in the environment; none is needed on loopback
+    timeout_s   for the server to answer, or to go on answering
+    patience_s  in which a request is sent again after 429, 503 or a broken connection, if sending it twice does what
+                sending it once does; 0: never
+    transport   how httpx reaches the server, if not directly: httpx.HTTPTransport(proxy=…, verify=…)
+
+    Every failure is a `lifelist.client.errors.RequestFailed`, with the server's sentence, the status and the request's
+    id; BadInput, too, for what can be seen to be wrong before it is sent.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60,
+        patience_s: float = 30,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.url, self.patience_s = url.rstrip("/"), patience_s
+        self._http = httpx.Client(transport=transport, **wire.options(url, timeout_s, api_key))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # ------------------------------------------------------------------------------------------------ queries
+
+    def classify(self, images_: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
+        """The classes of each image, best first; one query, and one version answers it.
+
+        images_: one or many of: a path, bytes, (name, bytes), uint8 pixels H×W×3, a PIL image; or pixels N×H×W×3.
+        answer: "linear" or "nearest_mean"; unless given, what the live version says.
+        """
+        return self._send(routes.classify(list(images.each(images_)), top_k, answer))
+
+    def classify_many(
+        self,
+        images_: Images,
+        top_k: int | None = None,
+        answer: str | None = None,
+        *,
+        batch: int = 64,
+        batch_bytes: int = images.QUERY_BYTES,
+    ) -> Iterator[Named]:
+        """The classes of any number of images, in order, each with the version that answered.
+
+        At most `batch` images, and about `batch_bytes`, go in one query.
+        """
+        for some in images.batches(images_, batch, batch_bytes):
+            yield from routes.named(self._send(routes.classify(some, top_k, answer)))
+
+    def classes(self) -> Classes:
+        """Every class that the live version knows."""
+        return self._send(routes.classes())
+
+    def versions(self) -> Versions:
+        """Every version, and which is live."""
+        return self._send(routes.versions())
+
+    def version(self, number: int) -> Version:
+        """What a version says of itself."""
+        return self._send(routes.version(number))
+
+    def live(self) -> Alive:
+        """That the server runs; Unavailable if it does not."""
+        return self._send(routes.live())
+
+    def health(self) -> Ready:
+        """What answers queries, and where; Unavailable, with the reason, if nothing does."""
+        return self._send(routes.ready())
+
+    def ready(self) -> bool:
+        """Whether a server is there and has a version that answers."""
+        try:
+            self.health()
+        except Unavailable:
+            return False
+        return True
+
+    def metrics(self) -> str:
+        """Prometheus text."""
+        return self._send(routes.metrics())
+
+    # ------------------------------------------------------------------------------------------------ updates
+
+    def add_examples(
+        self,
+        name: str,
+        images_: Images,
+        on_sent: OnSent | None = None,
+        *,
+        batch: int = 1000,
+        batch_bytes: int = images.UPLOAD_BYTES,
+    ) -> Added:
+        """Give a class examples: what became of each. A path may be a folder.
+
+        At most `batch` images, and about `batch_bytes`, go in one upload. Images that are there already are reported as
+        duplicates. `on_sent(bytes)` is called as each image leaves.
+        """
+        found = [
+            self._send(routes.add_examples(name, some, on_sent))
+            for some in images.batches(images.unfolded(images_), batch, batch_bytes)
+        ]
+        return routes.together(found)
+
+    def add_folder(self, folder: str | Path, on_sent: OnSent | None = None) -> list[Added]:
+        """Give the classes that a folder has folders of their images, or that a folder of images is named after."""
+        return [self.add_examples(name, files, on_sent) for name, files in images.labelled([Path(folder)]).items()]
+
+    def start_increment(
+        self, classes: Sequence[str | int] | None = None, method: str | None = None, key: str | None = None
+    ) -> Increment:
+        """Start learning the named classes, or all that are pending; the same key starts it once."""
+        return self._send(routes.start_increment(classes, method, key))
+
+    def increments(self) -> list[Increment]:
+        """Every increment, the oldest first."""
+        return self._send(routes.increments())
+
+    def increment(self, number: int) -> Increment:
+        """How an increment stands."""
+        return self._send(routes.increment(number))
+
+    def cancel(self, number: int) -> Increment:
+        """Ask an increment to end; it does at its next step or epoch."""
+        return self._send(routes.cancel(number))
+
+    def wait(self, number: int, on_event: Callable[[Event], object] | None = None) -> Increment:
+        """The increment once it has ended, however it did; `on_event` is called with each of its events."""
+        for event in self.events(number):
+            if on_event is not None:
+                on_event(event)
+        return self.increment(number)
+
+    def events(self, number: int, after: int = 0, patience_s: float = 120) -> Iterator[Event]:
+        """The events of an increment after the given one, as they come, until it ends.
+
+        A connection that breaks is taken up again where it broke; Unavailable when none works for `patience_s`, and at
+        once if the first does not.
+        """
+        self.increment(number)
+        watch = Watch(number, after, self.url, patience_s)
+        while True:
+            try:
+                for event in self._stream(watch.call()):
+                    watch.seen(event)
+                    yield event
+                if self.increment(number)["state"] in ENDED:
+                    return
+            except Unavailable:
+                if watch.over():
+                    raise
+            time.sleep(wire.RECONNECT_S)
+
+    def promote(self, number: int, force: bool = False) -> Moved:
+        """Make a version live; one that the gate refused only by force."""
+        return self._send(routes.promote(number, force))
+
+    def rollback(self) -> Moved:
+        """Make the previous version live again."""
+        return self._send(routes.rollback())
+
+    def feedback(self, prediction_id: str, truth: str | int) -> Judged:
+        """Say what class the image of an earlier answer really was."""
+        return self._send(routes.feedback(prediction_id, truth))
+
+    # ------------------------------------------------------------------------------------------------ sending
+
+    def _send(self, request: Request[T]) -> T:
+        call = Call(request, self.url, self.patience_s)
+        while True:
+            found: Found
+            try:
+                found = self._http.request(**call.arguments)
+            except httpx.RequestError as error:
+                found = error
+            if (pause := call.pause(found)) is None:
+                return call.result(found)
+            time.sleep(pause)
+
+    def _stream(self, call: Call[None]) -> Iterator[Event]:
+        """The events of one connection."""
+        lines = Lines()
+        try:
+            with self._http.stream(**call.arguments) as answer:
+                if not answer.is_success:
+                    answer.read()
+                call.result(answer)
+                for line in answer.iter_lines():
+                    if (event := lines.event(line)) is not None:
+                        yield event
+        except httpx.RequestError as error:
+            raise call.unanswered(error) from error

@@ -1,0 +1,138 @@
+"""Every route that a client uses, once: the request, and how its answer is read. Both clients send these."""
+
+import uuid
+from collections.abc import Sequence
+from typing import Any, cast
+
+import httpx
+
+from lifelist.client import images
+from lifelist.client.answers import (
+    Added,
+    Alive,
+    Classes,
+    Classified,
+    Increment,
+    Judged,
+    Moved,
+    Named,
+    Ready,
+    Version,
+    Versions,
+)
+from lifelist.client.images import Image, OnSent
+from lifelist.client.wire import Request, T, json_object
+
+UPLOAD_S = 600  # seconds that an upload may take at each step: a model embeds its images before it is answered
+
+
+def _asking(method: str, path: str, kind: type[T], *, repeatable: bool = False, **arguments: Any) -> Request[T]:
+    """A request whose answer is JSON of that kind."""
+
+    def read(answer: httpx.Response) -> T:
+        return cast(T, json_object(answer))
+
+    return Request(method=method, path=path, read=read, arguments=arguments, repeatable=repeatable)
+
+
+def _get(path: str, kind: type[T]) -> Request[T]:
+    return _asking("GET", path, kind, repeatable=True)
+
+
+def classify(some: Sequence[Image], top_k: int | None, answer: str | None) -> Request[Classified]:
+    """The classes of these images, in one query."""
+    asked = {"top_k": top_k, "answer": answer}
+    params = {name: value for name, value in asked.items() if value is not None}
+    return _asking("POST", "/v1/classify", Classified, repeatable=True, params=params, **images.body(some))
+
+
+def named(found: Classified) -> list[Named]:
+    """Each image's answer, with what the query's answer says of them all."""
+    return [cast(Named, {"version": found["version"], "answer": found["answer"], **one}) for one in found["images"]]
+
+
+def classes() -> Request[Classes]:
+    """The classes that the live version knows."""
+    return _get("/v1/classes", Classes)
+
+
+def versions() -> Request[Versions]:
+    """All versions."""
+    return _get("/v1/versions", Versions)
+
+
+def version(number: int) -> Request[Version]:
+    """One version."""
+    return _get(f"/v1/versions/{number}", Version)
+
+
+def live() -> Request[Alive]:
+    """Whether the server runs."""
+    return _get("/v1/health/live", Alive)
+
+
+def ready() -> Request[Ready]:
+    """Whether queries are answered; asked once, since the answer is about now."""
+    return _asking("GET", "/v1/health/ready", Ready)
+
+
+def metrics() -> Request[str]:
+    """Prometheus text."""
+    return Request(method="GET", path="/metrics", read=lambda answer: answer.text, repeatable=True)
+
+
+def add_examples(name: str, some: Sequence[Image], on_sent: OnSent | None) -> Request[Added]:
+    """Examples of a class, in one upload. Sent twice they are taken once: the server knows them by content."""
+    form = {"data": {"class": name}, "files": images.parts(some, on_sent)}
+    return _asking("POST", "/v1/examples", Added, repeatable=True, timeout=UPLOAD_S, **form)
+
+
+def together(answers: Sequence[Added]) -> Added:
+    """The answers to several uploads of one class, as if there had been one."""
+    found = answers[-1].copy()
+    found["examples"] = [example for one in answers for example in one["examples"]]
+    found["accepted"] = sum(one["accepted"] for one in answers)
+    found["warnings"] = list(dict.fromkeys(warning for one in answers for warning in one["warnings"]))
+    return found
+
+
+def start_increment(classes: Sequence[str | int] | None, method: str | None, key: str | None) -> Request[Increment]:
+    """An increment is started, once however often this is sent: it always has an idempotency key."""
+    asked = {"classes": None if classes is None else list(classes), "method": method}
+    headers = {"Idempotency-Key": uuid.uuid4().hex if key is None else key}
+    return _asking("POST", "/v1/increments", Increment, repeatable=True, json=asked, headers=headers)
+
+
+def increments() -> Request[list[Increment]]:
+    """All increments."""
+
+    def read(answer: httpx.Response) -> list[Increment]:
+        return cast(list[Increment], json_object(answer)["increments"])
+
+    return Request(method="GET", path="/v1/increments", read=read, repeatable=True)
+
+
+def increment(number: int) -> Request[Increment]:
+    """One increment."""
+    return _get(f"/v1/increments/{number}", Increment)
+
+
+def cancel(number: int) -> Request[Increment]:
+    """An increment is asked to end; twice is the same as once."""
+    return _asking("POST", f"/v1/increments/{number}:cancel", Increment, repeatable=True)
+
+
+def promote(number: int, force: bool) -> Request[Moved]:
+    """A version is made live."""
+    return _asking("POST", f"/v1/versions/{number}:promote", Moved, json={"force": force})
+
+
+def rollback() -> Request[Moved]:
+    """The previous version is made live; twice is back where it was, so it is never sent again by itself."""
+    return _asking("POST", "/v1/rollback", Moved)
+
+
+def feedback(prediction_id: str, truth: str | int) -> Request[Judged]:
+    """What an image really was; the last label of a prediction counts."""
+    said = {"prediction_id": prediction_id, "class": truth}
+    return _asking("POST", "/v1/feedback", Judged, repeatable=True, json=said)

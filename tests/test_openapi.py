@@ -1,0 +1,180 @@
+"""The description is complete and true: schemathesis asks every route what it says one may ask, and what it forbids.
+
+    python tests/test_openapi.py 1000
+
+does the same for longer: so many requests to each route in place of a few, and sequences of them.
+"""
+
+import contextlib
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from parts import BIRDS, tiny_version
+from parts_operator import Server, bird, files, play, serving
+from schemathesis import GenerationMode
+from schemathesis.core.failures import AcceptedNegativeData
+from schemathesis.engine import events, from_schema
+
+from lifelist import Client
+
+REQUESTS = 12  # generated for each route, beside those that follow from the description's limits and examples
+
+
+@contextlib.contextmanager
+def described() -> Iterator[tuple[Server, str]]:
+    """A server with something of everything: versions, an increment that ended, a class that waits, an answer's id."""
+    with tempfile.TemporaryDirectory() as home, serving(Path(home)) as server, Client(server.url) as client:
+        client.add_examples("wren", files(3, 12))
+        client.start_increment(["wren"])
+        play(server)
+        client.add_examples("robin", files(4, 12))
+        tiny_version(server.workshop.registry, BIRDS[:4], first_id=1, passed=False)
+        answer = client.classify(bird(0))["images"][0]["prediction_id"]
+        with _ending_increments(server):
+            yield server, answer
+
+
+@contextlib.contextmanager
+def _ending_increments(server: Server) -> Iterator[None]:
+    """Whatever is started is cancelled soon: nobody is there to carry it on, and its events would never end."""
+    stop = threading.Event()
+
+    def ending() -> None:
+        while not stop.wait(0.05):
+            for rollout in server.workshop.store.open_rollouts():
+                server.workshop.store.request_cancel(rollout.id)
+
+    thread = threading.Thread(target=ending, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def loaded(server: Server, answer: str, requests: int, *phases: str) -> Any:
+    """What the server says of itself, as schemathesis reads it; half of what it makes up is turned to what exists."""
+    config = schemathesis.Config(seed=1)
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config)
+    schema.config.update(continue_on_failure=True, request_timeout=20)
+    schema.config.generation.update(max_examples=requests, deterministic=True)
+    schema.config.phases.update(phases=["examples", "coverage", "fuzzing", *phases])
+    schema.config.checks.update(excluded_check_names=["positive_data_acceptance"])  # no description tells an image
+
+    @schema.hook  # type: ignore[untyped-decorator]
+    def map_case(context: Any, case: Any) -> Any:
+        """Half of what is valid becomes what exists: numbers, images, classes, the id of an answer."""
+        drawn = chance((case.path_parameters, case.body))
+        if case.meta is None or case.meta.generation.mode is GenerationMode.NEGATIVE or drawn % 2:
+            return case
+        if case.path_parameters:
+            case.path_parameters = dict.fromkeys(case.path_parameters, drawn // 2 % 4 + 1)
+        if isinstance(case.body, bytes):  # an image, which has no shape: only a tensor has
+            case.body = bird(drawn // 2 % 5, drawn % 200)
+            case.query = {name: value for name, value in (case.query or {}).items() if name != "shape"}
+            case.headers = {n: value for n, value in (case.headers or {}).items() if n.lower() != "x-tensor-shape"}
+        if isinstance(case.body, dict):
+            real = {"prediction_id": answer, "classes": ["robin"], "method": None, "idempotency_key": None}
+            real |= {"images": [bird(4, drawn % 200)], "class": "robin"}
+            case.body = {name: real.get(name, value) for name, value in case.body.items()}
+        return case
+
+    @schema.hook  # type: ignore[untyped-decorator]
+    def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
+        """In a form all is text: a name that was to be a boolean is the name "false"."""
+        return not (isinstance(failure, AcceptedNegativeData) and case.media_type == "multipart/form-data")
+
+    return schema
+
+
+def chance(value: Any) -> int:
+    """A number that depends on the value alone, so that a failure is the same when it is tried again."""
+    return zlib.crc32(repr(value).encode(errors="replace"))
+
+
+@dataclass
+class Session:
+    """What was asked of every route, and what came of it."""
+
+    schema: Any
+    statuses: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))  # by route
+    failures: dict[str, str] = field(default_factory=dict)  # an example of each kind, by route and kind
+
+    def run(self) -> None:
+        """Ask, and compare each answer with the description: status, type, headers, schema, and what it must refuse."""
+        for event in from_schema(self.schema).execute():
+            if isinstance(event, events.ScenarioFinished):
+                self._note(event.recorder)
+            elif isinstance(event, events.NonFatalError):
+                self.failures[f"{event.label}: {event.value!r}"] = "schemathesis itself"
+            elif isinstance(event, events.FatalError):
+                raise event.exception
+
+    def _note(self, recorder: Any) -> None:
+        for name, interaction in recorder.interactions.items():
+            case = recorder.cases[name].value
+            if interaction.response is not None:
+                self.statuses[f"{case.method} {case.path}"][interaction.response.status_code] += 1
+            for check in recorder.checks.get(name, []):
+                if check.failure_info is not None:
+                    failure = check.failure_info.failure
+                    self.failures[f"{case.operation.label}: {failure.title}"] = (
+                        f"{failure.message}\n{check.failure_info.code_sample}\n"
+                        f"{interaction.response.status_code} {interaction.response.content[:300]!r}"
+                    )
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    with described() as (server, answer):
+        made = Session(loaded(server, answer, REQUESTS))
+        made.run()
+        assert httpx.get(f"{server.url}/v1/health/ready").status_code == 200
+        yield made
+
+
+def test_every_answer_is_as_the_description_says(session: Session) -> None:
+    assert session.failures == {}
+
+
+def test_every_route_was_asked_what_it_answers_and_what_it_refuses(session: Session) -> None:
+    operations = [result.ok() for result in session.schema.get_all_operations()]
+    every = {one.label for one in operations}
+    refusing = {one.label for one in operations if "{" in one.path or list(one.body)}
+    assert (len(every) >= 15, len(refusing) >= 9) == (True, True)
+    for routes, first in ((every, 200), (refusing, 400)):
+        seen = {route for route, statuses in session.statuses.items() if any(s // 100 * 100 == first for s in statuses)}
+        assert routes - seen == set()
+
+
+def test_the_description_is_valid_openapi(session: Session) -> None:
+    session.schema.validate()
+
+
+def main(requests: int) -> None:
+    """The longer session."""
+    began = time.monotonic()
+    with described() as (server, answer):
+        session = Session(loaded(server, answer, requests, "stateful"))
+        session.run()
+    for route, statuses in sorted(session.statuses.items()):
+        print(f"{route:45} {dict(sorted(statuses.items()))}")
+    print(f"{sum(map(Counter.total, session.statuses.values()))} requests in {time.monotonic() - began:.0f} s")
+    for kind, example in session.failures.items():
+        print(f"\n{kind}\n{example}")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
