@@ -99,6 +99,8 @@ def running(settings: Settings) -> Iterator[Server]:
         manifest = _live_and_sound(Registry(settings.registry_url))
         Store(settings.database_url).close()  # raises if it cannot be opened, or is another program's
         ground.check_port(settings.serving.host, settings.serving.port)
+        if settings.serving.grpc_port:
+            ground.check_port(settings.serving.host, settings.serving.grpc_port, "--serving.grpc-port")
         block = ground.take_block()
         nonce = secrets.token_hex(8)
         folder = ground.private_folder(_haproxy())
@@ -106,7 +108,7 @@ def running(settings: Settings) -> Iterator[Server]:
         head, up = None, False
         try:
             ground.write(settings.home, record)
-            head = _head(settings, nonce, ground.environment(block, folder, nonce, settings.serving.drain_s))
+            head = _head(settings, nonce, ground.environment(block, folder, nonce, settings.serving))
             ground.write(settings.home, replace(record, ray=_answer(head)["ray"]))
             provider = _verified(settings, nonce)
             up = True
