@@ -73,7 +73,7 @@ def lock(home: Path) -> Iterator[None]:
 
 
 def check_port(host: str, port: int, flag: str = "--port") -> None:
-    """Conflict, naming the flag for another port, if something listens there; BadSetting if we could not listen there."""
+    """Conflict, naming the flag for another port, if something listens there; BadSetting if we could not do so."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:

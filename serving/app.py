@@ -143,7 +143,7 @@ class Classifier(Service):
 
     async def statistics(self) -> dict[int, Counts]:
         """What it counted for each version."""
-        return self.replica.statistics.versions
+        return self.replica.statistics.snapshot()
 
     async def metrics(self) -> tuple[str, tuple[Family, ...]]:
         """Which replica this is, and what it counted."""

@@ -7,7 +7,7 @@ inferences / executions is the mean batch. Times are nanoseconds, and a stage ha
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from lifelist.serving.live import Answer
@@ -72,6 +72,13 @@ class Statistics:
         self._took(counts, "success", time.perf_counter() - began)
         for stage, seconds in zip(STAGES, query.seconds, strict=True):
             self._took(counts, stage, seconds)
+
+    def snapshot(self) -> dict[int, Counts]:
+        """The counts as they are now; the model's thread goes on counting."""
+        return {
+            version: replace(counts, times=dict(counts.times), batches=dict(counts.batches))
+            for version, counts in dict(self.versions).items()
+        }
 
     def _of(self, version: int) -> Counts:
         return self.versions.setdefault(version, Counts())

@@ -355,7 +355,7 @@ def test_statistics_add_up_as_tritons_do(registry: Registry) -> None:
             await asyncio.gather(*(client.post(INFER, json=asked(tiny_images(1))) for _ in range(8)))
 
     site.loop.run_until_complete(at_once())
-    counts = site.replica.statistics.versions
+    counts = site.replica.statistics.snapshot()
     twice = statistics.together([counts, counts])
     for factor, found in ((1, counts[1]), (2, twice[1])):
         row = statistics.as_json("lifelist", 1, found)
