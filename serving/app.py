@@ -113,7 +113,7 @@ class Classifier(Service):
         try:
             pinned = {version for status in await self.replica.replicas.status() for version in status.pinned}
             for version in sorted(pinned):
-                await follower.load(version)
+                await follower.pin(version)
         except LifelistError as error:
             log.warning("loaded.missed", extra={"facts": {"replica": follower.replica, "reason": str(error)}})
         await follower.keep_up(every_s)
@@ -135,11 +135,11 @@ class Classifier(Service):
 
     async def load(self, version: int) -> Report:
         """Hold a version so that it can be asked by its number."""
-        return await self.replica.follower.load(version)
+        return await self.replica.follower.pin(version)
 
     async def unload(self, version: int) -> Report:
         """Let it go again."""
-        return await self.replica.follower.unload(version)
+        return await self.replica.follower.unpin(version)
 
     async def statistics(self) -> dict[int, Counts]:
         """What it counted for each version."""

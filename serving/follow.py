@@ -87,13 +87,13 @@ class Follower:
         """Keep live and previous, and let go of the rest; also of `abandoned`, whose swap has failed."""
         return await self._phase("release", self._release(abandoned))
 
-    async def load(self, version: int) -> Report:
-        """Hold a version so that it can be asked by its number, whatever is live, until `unload`."""
-        return await self._phase("load", self._pin(version))
+    async def pin(self, version: int) -> Report:
+        """Hold a version so that it can be asked by its number, whatever is live, until `unpin`."""
+        return await self._phase("load", self._hold_for_its_own_sake(version))
 
-    async def unload(self, version: int) -> Report:
+    async def unpin(self, version: int) -> Report:
         """No longer hold it for its own sake: it goes unless it is live or previous."""
-        return await self._phase("unload", self._unpin(version))
+        return await self._phase("unload", self._let_go(version))
 
     async def keep_up(self, every_s: float) -> None:
         """Look at what is live, for ever, and catch up if a message was missed."""
@@ -145,7 +145,7 @@ class Follower:
         self.live.hold(loaded, expected)
         self._shown()
 
-    async def _pin(self, version: int) -> None:
+    async def _hold_for_its_own_sake(self, version: int) -> None:
         before = version in self.live.pinned
         self.live.pin(version)
         try:
@@ -155,7 +155,7 @@ class Follower:
                 self.live.pinned.discard(version)
             raise
 
-    async def _unpin(self, version: int) -> None:
+    async def _let_go(self, version: int) -> None:
         self.live.pinned.discard(version)
         await self._release(None)
 

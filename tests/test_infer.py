@@ -161,15 +161,15 @@ def test_a_version_is_asked_by_its_number_beside_the_one_that_is_live(site: Site
         "version 2 is not loaded; loaded: 1. Load it first: POST /v2/repository/models/lifelist/versions/2/load"
     )
     follower = site.replica.follower
-    assert site.loop.run_until_complete(follower.load(2)).problem is None
+    assert site.loop.run_until_complete(follower.pin(2)).problem is None
     answer = infer(site, asked(None, "logits"), "/v2/models/lifelist/versions/2/infer")
     assert (answer.json()["model_version"], values(answer)["logits"].shape) == ("2", (3, 5))
     assert answer.json()["parameters"]["live_version"] == "1"
     assert infer(site, asked()).json()["model_version"] == "1"  # and live is as it was
     assert infer(site, asked(), "/v2/models/lifelist/versions/live/infer").json()["model_version"] == "1"
-    full = site.loop.run_until_complete(follower.load(3)).problem
+    full = site.loop.run_until_complete(follower.pin(3)).problem
     assert str(full) == "versions [2] are loaded, as many as serving.max_loaded allows; unload one of them"
-    assert site.loop.run_until_complete(follower.unload(2)).problem is None
+    assert site.loop.run_until_complete(follower.unpin(2)).problem is None
     assert sorted(site.replica.live.held) == [1]
 
 
@@ -180,7 +180,7 @@ def test_a_loaded_version_stays_through_swaps_until_it_is_let_go(registry: Regis
 
     async def story() -> list[list[int]]:
         seen = []
-        await follower.load(2)
+        await follower.pin(2)
         await follower.prepare(3, 1)
         live.commit(Ref(3, 2))
         for _ in range(2):
@@ -188,7 +188,7 @@ def test_a_loaded_version_stays_through_swaps_until_it_is_let_go(registry: Regis
             seen.append(sorted(live.held))
         assert live.release([1], generation=9) == []
         seen.append(sorted(live.held))
-        await follower.unload(2)
+        await follower.unpin(2)
         return [*seen, sorted(live.held)]
 
     assert site.loop.run_until_complete(story()) == [[1, 2, 3], [1, 2, 3], [1, 2, 3], [1, 3]]
