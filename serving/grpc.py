@@ -113,6 +113,16 @@ def answering(kind: type[Said]) -> Callable[[Callable[[Any, Any], Awaitable[Said
     return decorate
 
 
+def _let_in(context: Any) -> bool:
+    """Whether a stream may begin; if not, the client is told."""
+    try:
+        admitted(context)
+    except NotAdmitted as error:
+        _failed(context, error)
+        return False
+    return True
+
+
 def _failed(context: Any, error: Exception) -> StatusCode:
     code = CODES[403 if isinstance(error, NotAdmitted) else status_of(error)]
     context.set_code(code)
@@ -200,10 +210,7 @@ class Service:
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], grpc_context: Any) -> AsyncIterator[Any]:
         """The same for one request after the other; an error is an answer, and the stream goes on."""
-        try:
-            admitted(grpc_context)
-        except NotAdmitted as error:
-            _failed(grpc_context, error)
+        if not _let_in(grpc_context):
             return
         async for request in requests:
             try:
@@ -233,7 +240,8 @@ class Service:
 
     async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
         """grpc.health.v1: not here; clients then ask `Check` from time to time."""
-        _failed(grpc_context, Unsupported("health is not watched here; ask Check"))
+        if _let_in(grpc_context):
+            _failed(grpc_context, Unsupported("health is not watched here; ask Check"))
         return
         yield
 

@@ -145,7 +145,7 @@ async def _loaded(parts: Parts, model: str, version: str) -> Loaded | None:
 
 def _parameters(given: Mapping[str, Any]) -> tuple[AnswerKind | None, float | None]:
     """Which answer is asked for, and in how many seconds."""
-    for name in given:
+    for name in sorted(given):
         if name not in PARAMETERS:
             raise BadInput(f"there is no parameter {name[:80]!r}; there are {', '.join(PARAMETERS)}")
     kind, timeout = given.get("answer"), given.get("timeout", 0)
