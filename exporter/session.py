@@ -70,8 +70,9 @@ class Loaded:
     def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
         """Softmax over all trained classes: N×C, in the order of the logits."""
         shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-        weights = np.exp(shifted, dtype=np.float64)
-        return weights / weights.sum(axis=1, keepdims=True)
+        weights: npt.NDArray[np.float64] = np.exp(shifted, dtype=np.float64)
+        found: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        return found
 
     def similarities(self, embedding: Floats) -> Floats:
         """Cosine similarities to the means of all classes, enrolled ones included: N×K float32, columns by class id."""

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC: its messages turned into the same calls as over HTTP, and back.
+"""The Open Inference Protocol over gRPC: the same calls as over HTTP.
 
 Ray Serve calls the methods of the deployment by the names of the service's. A replica listens for gRPC on all
 addresses, whatever we tell Ray; so each method first asks `admitted`.
@@ -6,7 +6,7 @@ addresses, whatever we tell Ray; so each method first asks `admitted`.
 
 import ipaddress
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
@@ -16,10 +16,11 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from lifelist.exporter.errors import BadInput, LifelistError, Missing, NotPrepared, Unsupported
-from lifelist.serving import infer, oip
+from lifelist.exporter.errors import LifelistError, Missing, NotPrepared, Unsupported
+from lifelist.serving import infer
 from lifelist.serving.classify import Parts
 from lifelist.serving.errors import status_of
+from lifelist.serving.messages import asked, choices, said
 
 SERVICERS = [  # as Ray Serve wants them: what adds each service to a server
     "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
@@ -33,11 +34,6 @@ CODES = {  # status over HTTP → the same over gRPC
     415: StatusCode.INVALID_ARGUMENT, 403: StatusCode.PERMISSION_DENIED, 404: StatusCode.NOT_FOUND,
     409: StatusCode.FAILED_PRECONDITION, 500: StatusCode.INTERNAL, 501: StatusCode.UNIMPLEMENTED,
     503: StatusCode.UNAVAILABLE, 504: StatusCode.DEADLINE_EXCEEDED,
-}
-CONTENTS = {  # datatype → the field of its elements where a request does not send them raw
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents", "INT32": "int_contents",
-    "INT64": "int64_contents", "UINT8": "uint_contents", "UINT16": "uint_contents", "UINT32": "uint_contents",
-    "UINT64": "uint64_contents", "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
 }
 ABSENT: dict[str, Any] = {  # methods of what this server does not have, and what they would answer
     "TraceSetting": pb.TraceSettingResponse,
@@ -54,11 +50,14 @@ LONGEST = 2000  # characters of an error: it travels in a header
 
 log = logging.getLogger(__name__)
 
-Asked = TypeVar("Asked", bound=Message)
 Said = TypeVar("Said", bound=Message)
 
 if TYPE_CHECKING:
     from lifelist.serving.app import Replica
+
+
+class NotAdmitted(LifelistError):
+    """A call from where none is answered."""
 
 
 def admitted(context: Any) -> None:
@@ -67,10 +66,6 @@ def admitted(context: Any) -> None:
     """
     if not is_loopback(peer := context.peer()):
         raise NotAdmitted(f"{peer} is not on this machine; ask at the server's own port for gRPC")
-
-
-class NotAdmitted(LifelistError):
-    """A call from where none is answered."""
 
 
 def is_loopback(peer: str) -> bool:
@@ -194,13 +189,13 @@ class Service:
     @answering(pb.RepositoryModelLoadResponse)
     async def RepositoryModelLoad(self, request: Any) -> Any:
         """Have every replica hold a version."""
-        await self.replica.parts.repository.load(request.model_name, _parameters(request))
+        await self.replica.parts.repository.load(request.model_name, choices(request.parameters))
         return pb.RepositoryModelLoadResponse()
 
     @answering(pb.RepositoryModelUnloadResponse)
     async def RepositoryModelUnload(self, request: Any) -> Any:
         """Let go of a version that was loaded."""
-        await self.replica.parts.repository.unload(request.model_name, _parameters(request))
+        await self.replica.parts.repository.unload(request.model_name, choices(request.parameters))
         return pb.RepositoryModelUnloadResponse()
 
     @answering(pb.ModelInferResponse)
@@ -242,8 +237,9 @@ class Service:
         """grpc.health.v1: not here; clients then ask `Check` from time to time."""
         if _let_in(grpc_context):
             _failed(grpc_context, Unsupported("health is not watched here; ask Check"))
-        return
-        yield
+        answers: list[Any] = []
+        for answer in answers:  # none; but it is a stream
+            yield answer
 
 
 def _absent(name: str, kind: type[Said]) -> Callable[..., Awaitable[Said]]:
@@ -258,70 +254,11 @@ for name, kind in ABSENT.items():
     setattr(Service, name, _absent(name, kind))
 
 
-# ---------------------------------------------------------------------------------------------------------- messages
-
-
 async def inferred(parts: Parts, request: Any) -> Any:
     """The ModelInferResponse to a ModelInferRequest."""
     with parts.intake.share() as share:
         share.take(request.ByteSize())
-        found = await infer.answered(parts, asked(request, parts), request.model_name, request.model_version)
+        found = await infer.answered(
+            parts, asked(request, parts.options.max_images), request.model_name, request.model_version
+        )
     return said(found)
-
-
-def asked(request: Any, parts: Parts) -> oip.Request:
-    """A ModelInferRequest as what a client asks; BadInput, TooLarge or Unsupported if it is none."""
-    raw: Sequence[bytes] = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise BadInput(f"raw_input_contents has {len(raw)} parts for {len(request.inputs)} inputs; send one for each")
-    inputs = []
-    for k, tensor in enumerate(request.inputs):
-        oip.check_parameters(f"input {tensor.name!r:.40}", _choices(tensor.parameters))
-        if raw and tensor.HasField("contents"):
-            raise BadInput(f"input {tensor.name!r:.40} has contents, and raw_input_contents too; send one of them")
-        inputs.append(_raw(tensor, raw[k], parts) if raw else _typed(tensor, parts))
-    outputs = tuple(oip.wanted(row.name, _choices(row.parameters), binary=True) for row in request.outputs)
-    parameters = _choices(request.parameters)
-    parameters.pop("binary_data_output", None)
-    return oip.checked(oip.Request(tuple(inputs), outputs, request.id, parameters, binary=True))
-
-
-def _raw(tensor: Any, data: bytes, parts: Parts) -> oip.Tensor:
-    return oip.unpacked(tensor.name, tensor.datatype, list(tensor.shape), memoryview(data), parts.options.max_images)
-
-
-def _typed(tensor: Any, parts: Parts) -> oip.Tensor:
-    field = CONTENTS.get(tensor.datatype)
-    if field is None:
-        raise BadInput(f"input {tensor.name!r:.40} of {tensor.datatype!r:.40} has to be sent in raw_input_contents")
-    elements = getattr(tensor.contents, field)
-    count = oip.elements(tensor.name, list(tensor.shape))
-    if len(elements) != count:
-        raise BadInput(f"{field} of {tensor.name!r:.40} has {len(elements):,} elements; its shape says {count:,}")
-    data = list(elements)
-    values = data if tensor.datatype == oip.BYTES else oip.array(tensor.name, tensor.datatype, count, data)
-    return oip.Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), values)
-
-
-def said(response: oip.Response) -> Any:
-    """An answer as a ModelInferResponse."""
-    made = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id)
-    for name, value in response.parameters.items():
-        made.parameters[name].string_param = value
-    for tensor in response.outputs:
-        made.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        made.raw_output_contents.append(oip.packed(tensor))
-    return made
-
-
-def _parameters(request: Any) -> dict[str, Any]:
-    return _choices(request.parameters)
-
-
-def _choices(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as plain values; each message holds one of several kinds."""
-    found = {}
-    for name, value in parameters.items():
-        chosen = value.WhichOneof("parameter_choice")
-        found[name] = None if chosen is None else getattr(value, chosen)
-    return found

@@ -27,6 +27,7 @@ from lifelist.serving.live import Answer
 from lifelist.serving.numbers import natural
 from lifelist.serving.options import ServingOptions
 from lifelist.serving.repository import IMAGE_BYTES, IMAGES
+from lifelist.serving.tensors import BYTES, Array, Strings, Tensor, best_of
 
 PARAMETERS = ("answer", "timeout", "priority")  # beside binary_data_output; all queries have the same priority
 DEFAULT_OUTPUTS = ("class_id", "label", "score", "prediction_id")
@@ -95,7 +96,7 @@ async def answered(parts: Parts, asked: oip.Request, model: str, version: str) -
     return response
 
 
-def images(inputs: Sequence[oip.Tensor], options: ServingOptions) -> Images:
+def images(inputs: Sequence[Tensor], options: ServingOptions) -> Images:
     """What the one input holds: N×H×W×3, or files. BadInput or TooLarge if it is none that we know."""
     if len(inputs) != 1 or inputs[0].name not in (IMAGES, IMAGE_BYTES):
         given = ", ".join(tensor.name[:40] for tensor in inputs[:5]) or "none"
@@ -104,16 +105,16 @@ def images(inputs: Sequence[oip.Tensor], options: ServingOptions) -> Images:
         )
     (tensor,) = inputs
     if tensor.name == IMAGE_BYTES:
-        if tensor.datatype != oip.BYTES or len(tensor.shape) not in (1, 2) or not tensor.data:
+        if tensor.datatype != BYTES or len(tensor.shape) not in (1, 2) or not tensor.data:
             raise BadInput(
                 f"{IMAGE_BYTES} should be BYTES of shape [N], N from 1 on; not {tensor.datatype} {list(tensor.shape)}"
             )
         if len(tensor.data) > options.max_images:
             raise TooLarge(f"{len(tensor.data):,} images; send at most {options.max_images} in one query")
-        return [Encoded("", _file(element)) for element in cast(oip.Strings, tensor.data)]
+        return [Encoded("", _file(element)) for element in cast(Strings, tensor.data)]
     if tensor.datatype != "UINT8" or len(tensor.shape) != 4:
         raise BadInput(f"{IMAGES} should be UINT8 of shape [N,H,W,3]; not {tensor.datatype} {list(tensor.shape)}")
-    return body.pixels(cast(oip.Array, tensor.data), tensor.shape, options)
+    return body.pixels(cast(Array, tensor.data), tensor.shape, options)
 
 
 def _file(element: bytes | str) -> bytes:
@@ -184,7 +185,7 @@ class _Said:
 
 
 # fmt: off
-OUTPUTS: dict[str, Callable[[_Said], oip.Array | oip.Strings]] = {
+OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
     "class_id":      lambda said: np.array(said.best, np.int64),
     "label":         lambda said: [said.names[class_id] for class_id in said.best],
     "score":         lambda said: np.array([ranking[0][1] for ranking in said.answer.rankings], np.float32),
@@ -214,7 +215,7 @@ def _check_output(wanted: oip.Wanted, manifest: Manifest) -> None:
         )
 
 
-def _outputs(parts: Parts, answer: Answer, outputs: Sequence[oip.Wanted]) -> tuple[oip.Tensor, ...]:
+def _outputs(parts: Parts, answer: Answer, outputs: Sequence[oip.Wanted]) -> tuple[Tensor, ...]:
     manifest = answer.loaded.manifest
     said = _Said(answer, sealed_ids(parts, answer), parts.live.names(answer.loaded))
     kinds, found = repository.outputs(manifest), []
@@ -222,8 +223,8 @@ def _outputs(parts: Parts, answer: Answer, outputs: Sequence[oip.Wanted]) -> tup
         (datatype, shape), values = kinds[wanted.name], OUTPUTS[wanted.name](said)
         if best := wanted.classification:
             labels = [entry.name for entry in COLUMNS[wanted.name](manifest)]
-            datatype, shape, values = oip.BYTES, [-1, min(best, len(labels))], oip.best_of(values, labels, best)
-        found.append(oip.Tensor(wanted.name, datatype, (len(answer.rankings), *shape[1:]), values))
+            datatype, shape, values = BYTES, [-1, min(best, len(labels))], best_of(cast(Array, values), labels, best)
+        found.append(Tensor(wanted.name, datatype, (len(answer.rankings), *shape[1:]), values))
     return tuple(found)
 
 

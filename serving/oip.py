@@ -1,38 +1,24 @@
 """The Open Inference Protocol v2 as bytes: requests read and answers written, in JSON with or without binary tensors.
 
 A body is JSON, or JSON and after it the raw tensors; the header Inference-Header-Content-Length says where the JSON
-ends. Raw is little-endian without padding; an element of BYTES is its length (uint32) and its bytes. Nothing is
-allocated by what a request promises, only by what it has brought. No HTTP here; serving/infer.py answers.
+ends. No HTTP here, and no images: serving/infer.py answers.
 """
 
 import json
-import math
-import struct
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lifelist.exporter.errors import BadInput, TooLarge, Unsupported
-from lifelist.exporter.fold import Floats
 from lifelist.serving.numbers import natural
+from lifelist.serving.tensors import BYTES, Declared, Tensor, listed, packed
 
 HEADER = "Inference-Header-Content-Length"
-BYTES = "BYTES"
-NUMBERS = {  # datatype → how numpy writes it
-    "BOOL": "?", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "<i1", "INT16": "<i2",
-    "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
-}  # fmt: skip
-KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # numpy's kind of a datatype → those of JSON that it takes
 DEEPEST = 100  # brackets in brackets
-MOST_DIMENSIONS = 16
-MOST_ELEMENTS = 2**40
 
 Json = dict[str, Any]
-Array = npt.NDArray[Any]
-Strings = list[bytes] | list[str]  # str: as it stood in JSON, or is to stand there
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +27,6 @@ class Limits:
 
     json: int  # bytes: what JSON becomes in memory is up to twenty times as large
     strings: int  # elements of a tensor of BYTES
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tensor:
-    """A named tensor; `data` holds its elements row by row."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Array | Strings
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +57,7 @@ class Response:
     version: str
     outputs: tuple[Tensor, ...]
     id: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(body: bytes, header: str | None, limits: Limits, raw_input: str) -> Request:
@@ -110,24 +86,6 @@ def read(body: bytes, header: str | None, limits: Limits, raw_input: str) -> Req
     return checked(Request(inputs, outputs, identity, parameters, binary))
 
 
-def checked(request: Request) -> Request:
-    """The same request. BadInput if a name is in it twice."""
-    named: tuple[tuple[str, Sequence[Tensor | Wanted]], ...] = ("inputs", request.inputs), ("outputs", request.outputs)
-    for what, rows in named:
-        names = [row.name for row in rows]
-        if len(set(names)) < len(names):
-            raise BadInput(f"{what} should have different names; they are {', '.join(names)!r:.80}")
-    return request
-
-
-def check_parameters(what: str, parameters: Json, known: str = "binary_data_size") -> None:
-    """BadInput if any are left, Unsupported if they speak of shared memory."""
-    for name in parameters:
-        if name.startswith("shared_memory_"):
-            raise Unsupported(f"there is no shared memory here ({name!r:.40}); send the tensor in the body")
-        raise BadInput(f"{what} has no parameter {name!r:.40}; it has {known}")
-
-
 def write(response: Response, binary: Collection[str]) -> tuple[bytes, int | None]:
     """The body of an answer, with the outputs named in `binary` raw; how much of it is JSON, None if all is."""
     rows, raw = [], []
@@ -137,7 +95,7 @@ def write(response: Response, binary: Collection[str]) -> tuple[bytes, int | Non
             raw.append(packed(tensor))
             row["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            row["data"] = _listed(tensor.data)
+            row["data"] = listed(tensor)
         rows.append(row)
     content: Json = {"model_name": response.model, "model_version": response.version}
     content |= {"id": response.id} if response.id else {}
@@ -146,55 +104,33 @@ def write(response: Response, binary: Collection[str]) -> tuple[bytes, int | Non
     return (b"".join([head, *raw]), len(head)) if raw else (head, None)
 
 
-def packed(tensor: Tensor) -> bytes:
-    """A tensor's elements, raw."""
-    if isinstance(tensor.data, np.ndarray):
-        return tensor.data.astype(NUMBERS[tensor.datatype], copy=False).tobytes()
-    encoded = [element.encode() if isinstance(element, str) else element for element in tensor.data]
-    return b"".join(part for element in encoded for part in (struct.pack("<I", len(element)), element))
+def checked(request: Request) -> Request:
+    """The same request. BadInput if a name is in it twice."""
+    for what, names in (
+        ("inputs", [tensor.name for tensor in request.inputs]),
+        ("outputs", [wanted.name for wanted in request.outputs]),
+    ):
+        if len(set(names)) < len(names):
+            raise BadInput(f"{what} should have different names; they are {', '.join(names)!r:.80}")
+    return request
 
 
-def unpacked(name: str, datatype: str, shape: Sequence[int], raw: memoryview, most_strings: int) -> Tensor:
-    """The tensor that raw elements are. BadInput if they are not as many as its shape says."""
-    count = elements(name, shape)
-    if datatype == BYTES:
-        return Tensor(name, datatype, tuple(shape), _strings(name, raw, count, most_strings))
-    size = count * np.dtype(numbers(name, datatype)).itemsize
-    if size != len(raw):
-        raise BadInput(f"input {name!r:.40} of {datatype} {list(shape)} has {size:,} bytes; {len(raw):,} were sent")
-    return Tensor(name, datatype, tuple(shape), np.frombuffer(raw, NUMBERS[datatype]))
+def wanted(name: str, parameters: Json, binary: bool) -> Wanted:
+    """An output that is asked for, from its parameters; BadInput if one of those is wrong. binary: unless they say."""
+    binary = _flag("binary_data", parameters.pop("binary_data", binary))
+    best = parameters.pop("classification", 0)
+    if type(best) is not int or not 0 <= best < 2**31:
+        raise BadInput(f"the parameter classification should be a number from 0 on, not {best!r:.40}")
+    check_parameters(f"output {name!r:.40}", parameters, "binary_data and classification")
+    return Wanted(name, best, binary)
 
 
-def numbers(name: str, datatype: Any) -> str:
-    """How numpy writes a datatype of numbers. BadInput if there is none of that name."""
-    if not isinstance(datatype, str) or datatype not in NUMBERS:
-        raise BadInput(
-            f"input {name!r:.40} is of datatype {datatype!r:.40}; there are {', '.join(NUMBERS)} and {BYTES}"
-        )
-    return NUMBERS[datatype]
-
-
-def elements(name: str, shape: Any) -> int:
-    """How many elements a tensor of a shape has. BadInput if it is no shape."""
-    whole = isinstance(shape, Sequence) and not isinstance(shape, str) and len(shape) <= MOST_DIMENSIONS
-    if not whole or not all(type(side) is int and 0 <= side < 2**31 for side in shape):
-        raise BadInput(
-            f"the shape of {name!r:.40} should be at most {MOST_DIMENSIONS} whole numbers from 0 on, not {shape!r:.80}"
-        )
-    if (count := math.prod(shape)) > MOST_ELEMENTS:
-        raise TooLarge(f"{name!r:.40} of shape {list(shape)} has {count:,} elements, more than any body can")
-    return count
-
-
-def best_of(values: Floats, labels: Sequence[str], count: int) -> Strings:
-    """The classification extension: for each row of values the `count` highest, "value:column:label", best first."""
-    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    best = np.take_along_axis(values, order, axis=1)
-    return [
-        f"{value:.6f}:{column}:{labels[column]}"
-        for columns, row in zip(order.tolist(), best.tolist(), strict=True)
-        for column, value in zip(columns, row, strict=True)
-    ]
+def check_parameters(what: str, parameters: Json, known: str = "binary_data_size") -> None:
+    """BadInput if any are left, Unsupported if they speak of shared memory."""
+    for name in sorted(parameters):
+        if name.startswith("shared_memory_"):
+            raise Unsupported(f"there is no shared memory here ({name!r:.40}); send the tensor in the body")
+        raise BadInput(f"{what} has no parameter {name!r:.40}; it has {known}")
 
 
 def parsed(data: bytes) -> Any:
@@ -216,10 +152,6 @@ def depth(data: bytes) -> int:
     return int(np.cumsum(steps[outside & (steps != 0)], dtype=np.int32).max(initial=0))
 
 
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number in JSON")
-
-
 def fields(what: str, value: Any, *names: str) -> Json:
     """A JSON object with no other fields than these. BadInput if it is another."""
     if not isinstance(value, dict):
@@ -228,6 +160,10 @@ def fields(what: str, value: Any, *names: str) -> Json:
         if name not in names:
             raise BadInput(f"{what} has no field {name!r:.40}; it has {', '.join(names)}")
     return value
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number in JSON")
 
 
 def _rows(content: Json, name: str) -> list[Any]:
@@ -255,27 +191,21 @@ def _inputs(content: Json, raw: memoryview, most_strings: int) -> tuple[Tensor, 
     found, place = [], 0
     for row in _rows(content, "inputs"):
         row = fields("an input", row, "name", "shape", "datatype", "parameters", "data")
-        name, datatype, shape = row.get("name"), row.get("datatype"), row.get("shape")
-        if not isinstance(name, str):
-            raise BadInput(f"the name of an input should be a string, not {name!r:.40}")
-        if datatype != BYTES:
-            numbers(name, datatype)
-        count = elements(name, shape)
-        parameters = _parameters(f"input {name!r:.40}", row)
+        declared = Declared.of(row.get("name"), row.get("datatype"), row.get("shape"), most_strings)
+        name = f"input {declared.name!r:.40}"
+        parameters = _parameters(name, row)
         size = parameters.pop("binary_data_size", None)
-        check_parameters(f"input {name!r:.40}", parameters)
+        check_parameters(name, parameters)
         if (size is None) == ("data" not in row):
-            raise BadInput(f"input {name!r:.40} should have data, or binary_data_size and its bytes after the JSON")
+            raise BadInput(f"{name} should have data, or binary_data_size and its bytes after the JSON")
         if size is None:
-            found.append(
-                Tensor(name, datatype, tuple(shape), _values(name, datatype, count, row["data"], most_strings))
-            )
+            found.append(declared.listed(row["data"]))
             continue
         if type(size) is not int or not 0 <= size <= len(raw) - place:
             raise BadInput(
-                f"binary_data_size of {name!r:.40} is {size!r:.40}; {len(raw) - place:,} bytes are left after the JSON"
+                f"binary_data_size of {name} is {size!r:.40}; {len(raw) - place:,} bytes are left after the JSON"
             )
-        found.append(unpacked(name, datatype, shape, raw[place : place + size], most_strings))
+        found.append(declared.raw(raw[place : place + size]))
         place += size
     if place != len(raw):
         raise BadInput(f"after the JSON come {len(raw):,} bytes; the inputs' binary_data_size add up to {place:,}")
@@ -288,94 +218,3 @@ def _wanted(row: Any, binary: bool) -> Wanted:
     if not isinstance(name, str):
         raise BadInput(f"the name of an output should be a string, not {name!r:.40}")
     return wanted(name, _parameters(f"output {name!r:.40}", row), binary)
-
-
-def wanted(name: str, parameters: Json, binary: bool) -> Wanted:
-    """An output that is asked for, from its parameters. BadInput if one is wrong, or there is none of that name."""
-    binary = _flag("binary_data", parameters.pop("binary_data", binary))
-    best = parameters.pop("classification", 0)
-    if type(best) is not int or not 0 <= best < 2**31:
-        raise BadInput(f"the parameter classification should be a number from 0 on, not {best!r:.40}")
-    check_parameters(f"output {name!r:.40}", parameters, "binary_data and classification")
-    return Wanted(name, best, binary)
-
-
-def _values(name: str, datatype: str, count: int, data: Any, most_strings: int) -> Array | Strings:
-    """The elements in JSON, nested or flat."""
-    if not isinstance(data, list):
-        raise BadInput(f"the data of {name!r:.40} should be a list, not {data!r:.40}")
-    if datatype == BYTES:
-        _check_count(name, count, most_strings)
-        strings = list(_flat(data, count))
-        if len(strings) != count or not all(isinstance(element, str) for element in strings):
-            raise BadInput(f"the data of {name!r:.40} should be {count:,} strings, as its shape says")
-        return strings
-    if datatype == "FP16":
-        raise BadInput(f"input {name!r:.40} is FP16, which has no form in JSON; send it raw, with binary_data_size")
-    return array(name, datatype, count, data)
-
-
-def array(name: str, datatype: str, count: int, data: Any) -> Array:
-    """Numbers in lists, nested or flat, as an array of a datatype. BadInput if they are others, or not that many."""
-    wanted = np.dtype(NUMBERS[datatype])
-    try:
-        found = np.array(data)
-    except ValueError as error:
-        raise BadInput(f"the data of {name!r:.40} are no tensor: its rows differ in length") from error
-    if found.size != count:
-        raise BadInput(f"the data of {name!r:.40} has {found.size:,} elements; its shape says {count:,}")
-    if count and found.dtype.kind not in KINDS[wanted.kind]:
-        raise BadInput(f"the data of {name!r:.40} are no {datatype}")
-    if count and wanted.kind in "iu":
-        low, high = found.min(), found.max()
-        limits = np.iinfo(wanted)
-        if low < limits.min or high > limits.max:
-            raise BadInput(
-                f"the data of {name!r:.40} run from {low} to {high}; {datatype} holds {limits.min} … {limits.max}"
-            )
-    return found.ravel().astype(wanted)
-
-
-def _flat(data: list[Any], most: int) -> Iterator[Any]:
-    """The leaves of nested lists, one more than `most` at the most."""
-    left, stack = most + 1, [iter(data)]
-    while stack and left:
-        found = next(stack[-1], stack)
-        if found is stack:
-            stack.pop()
-        elif isinstance(found, list):
-            stack.append(iter(found))
-        else:
-            left -= 1
-            yield found
-
-
-def _strings(name: str, raw: memoryview, count: int, most: int) -> list[bytes]:
-    _check_count(name, count, most)
-    found, place = [], 0
-    while place < len(raw):
-        if len(found) == count or place + 4 > len(raw):
-            break
-        (size,) = struct.unpack_from("<I", raw, place)
-        if place + 4 + size > len(raw):
-            break
-        found.append(bytes(raw[place + 4 : place + 4 + size]))
-        place += 4 + size
-    if len(found) != count or place != len(raw):
-        raise BadInput(
-            f"input {name!r:.40} should be {count:,} elements, each its length (4 bytes, little-endian) and its bytes; "
-            f"of {len(raw):,} bytes {place:,} are {len(found):,} such elements"
-        )
-    return found
-
-
-def _check_count(name: str, count: int, most: int) -> None:
-    if count > most:
-        raise TooLarge(f"input {name!r:.40} has {count:,} elements; send at most {most:,} in one request")
-
-
-def _listed(data: Array | Strings) -> list[Any]:
-    if isinstance(data, np.ndarray):
-        listed: list[Any] = data.ravel().tolist()
-        return listed
-    return [element if isinstance(element, str) else element.decode() for element in data]

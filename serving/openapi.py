@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lifelist.serving import oip
+from lifelist.serving import oip, tensors
 from lifelist.serving.body import FORM_TYPE, IMAGE_TYPES, SHAPE_HEADER
 from lifelist.serving.classify import LARGEST_TOP_K, PATH
 from lifelist.serving.options import ServingOptions
@@ -142,7 +142,7 @@ def _infer(path: str) -> Json:
 
 def _tensor(more: Json) -> Json:
     shape = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-    datatypes = {"type": "string", "enum": [*oip.NUMBERS, oip.BYTES]}
+    datatypes = {"type": "string", "enum": [*tensors.NUMBERS, tensors.BYTES]}
     named = _object({"name": {"type": "string"}, "datatype": datatypes, "shape": shape})
     return named | {"properties": named["properties"] | {"data": {"type": "array", "items": {}}} | more}
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lifelist.exporter.errors import BadInput, LifelistError, TooLarge, Unsupported
-from lifelist.serving import oip
-from lifelist.serving.oip import Limits, Request, Response, Tensor
+from lifelist.serving import oip, tensors
+from lifelist.serving.oip import Limits, Request, Response
+from lifelist.serving.tensors import Tensor
 
 LIMITS = Limits(json=100_000, strings=8)
 GOLDEN = (  # as tritonclient 2.73 writes it
@@ -107,7 +108,7 @@ BAD = [
     ("bytes after the JSON", *asking(tensor(), b"xy"), BadInput, "come 2 bytes"),
     ("more than there is", *asking(raw(3), b"xy"), BadInput, "2 bytes are left"),
     ("less than there is", *asking(raw(2), b"xyz"), BadInput, "add up to 2"),
-    ("size below 0", *asking(raw(-1), b"xy"), BadInput, "binary_data_size of 'images' is -1"),
+    ("size below 0", *asking(raw(-1), b"xy"), BadInput, "binary_data_size of input 'images' is -1"),
     ("size true", *asking(raw(True), b"x"), BadInput, "binary_data_size"),
     ("size not of its shape", *asking(raw(3), b"xyz"), BadInput, r"has 2 bytes; 3 were sent"),
     ("data and binary", *asking(tensor(parameters={"binary_data_size": 2}), b"xy"), BadInput, "or binary_data_size"),
@@ -175,10 +176,10 @@ def test_whatever_the_bytes_are_they_are_read_or_refused(body: bytes, header: st
 # ------------------------------------------------------------------------------------------------------------- write
 
 
-def tensors() -> st.SearchStrategy[Tensor]:
-    numbers = st.sampled_from(sorted(oip.NUMBERS)).flatmap(
+def any_tensor() -> st.SearchStrategy[Tensor]:
+    numbers = st.sampled_from(sorted(tensors.NUMBERS)).flatmap(
         lambda datatype: hnp.arrays(
-            np.dtype(oip.NUMBERS[datatype]), hnp.array_shapes(max_dims=4, max_side=3), elements={"allow_nan": False}
+            np.dtype(tensors.NUMBERS[datatype]), hnp.array_shapes(max_dims=4, max_side=3), elements={"allow_nan": False}
             if datatype.startswith("FP") else None,
         ).map(lambda found: Tensor("a", datatype, found.shape, found.ravel()))
     )  # fmt: skip
@@ -187,16 +188,16 @@ def tensors() -> st.SearchStrategy[Tensor]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(tensors())
+@given(any_tensor())
 def test_what_is_written_raw_is_read_back_the_same(sent: Tensor) -> None:
-    data = oip.packed(sent)
+    data = tensors.packed(sent)
     found = one(*asking(raw(len(data), name="a", shape=sent.shape, datatype=sent.datatype), data)) if data else sent
     assert found.shape == sent.shape
     assert list(found.data) == list(sent.data)
 
 
 @settings(max_examples=200, deadline=None)
-@given(tensors().filter(lambda found: found.datatype not in ("FP16", "BYTES")))
+@given(any_tensor().filter(lambda found: found.datatype not in ("FP16", "BYTES")))
 def test_what_is_written_in_json_is_read_back_the_same(sent: Tensor) -> None:
     body, length = oip.write(Response("m", "1", (sent,)), ())
     assert length is None
@@ -226,4 +227,9 @@ def test_an_answer_in_both_forms_to_the_byte() -> None:
 def test_a_classification_is_value_column_and_label_best_first() -> None:
     values = np.array([[0.1, 0.7, 0.2], [1 / 3, 1 / 3, 1 / 3]], np.float32)
     labels = ["heron", "a:b", "wren"]
-    assert oip.best_of(values, labels, 2) == ["0.700000:1:a:b", "0.200000:2:wren", "0.333333:0:heron", "0.333333:1:a:b"]
+    assert tensors.best_of(values, labels, 2) == [
+        "0.700000:1:a:b",
+        "0.200000:2:wren",
+        "0.333333:0:heron",
+        "0.333333:1:a:b",
+    ]

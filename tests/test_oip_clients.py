@@ -374,7 +374,8 @@ def test_wire_fact_3_repository_requests_are_empty_or_small_and_have_no_content_
 def test_wire_fact_4_every_refusal_is_an_error_that_the_client_can_read(server: Server) -> None:
     refused = [
         raw(server, INFER, b"{"), raw(server, f"{INFER}/x"), raw(server, "/v2/health/live"), raw(server, "/v2/nothing"),
-        raw(server, INFER, zlib.compress(bytes(65 * 2**20)), content_encoding="deflate"), raw(server, INFER, b"x", content_encoding="br"),
+        raw(server, INFER, zlib.compress(bytes(65 * 2**20)), content_encoding="deflate"),
+        raw(server, INFER, b"x", content_encoding="br"),
         raw(server, "/v2/logging"), raw(server, "/v1/classify/v2/models/lifelist/infer"),
         raw(server, f"/v2/repository/models/{MODEL}/load", b'{"parameters":{"version":999}}'),
     ]  # fmt: skip
