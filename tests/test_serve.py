@@ -212,7 +212,11 @@ def test_a_replica_killed_in_prepare_does_not_stop_the_swap(server: Server) -> N
 
 
 def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_version(server: Server) -> None:
-    version = another(server)
+    """And with the one that a client had every replica load by its number."""
+    loaded, version = another(server), another(server)
+    repository = f"/v2/repository/models/lifelist/versions/{loaded}"
+    with server.http() as http:
+        assert http.post(f"{repository}/load").status_code == 200
     with Load(server) as load:
         found = play(server, "kill_before_commit", version)
         moment = time.time()
@@ -222,6 +226,11 @@ def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_ver
     assert found["version"] == version
     assert load.after(moment) == {version}  # never the old one again, from any replica
     assert load.failures == []
+    assert eventually(lambda: [row["pinned"] for row in server.replicas().values()] == [[loaded]] * 2)
+    with server.http() as http:
+        assert http.get(f"/v2/models/lifelist/versions/{loaded}/ready").status_code == 200
+        assert http.post(f"{repository}/unload").status_code == 200
+    assert all(loaded not in row["held"] for row in server.replicas().values())
 
 
 def test_metrics_of_both_replicas_are_one_page(server: Server) -> None:
