@@ -111,7 +111,11 @@ class Declared:
             raise BadInput(f"the data of {self.name!r:.40} are no tensor: its rows differ in length") from error
         if found.size != self.count:
             raise BadInput(f"the data of {self.name!r:.40} has {found.size:,} elements; its shape says {self.count:,}")
-        if found.size and found.dtype.kind not in KINDS[wanted.kind]:
+        kind = found.dtype.kind
+        if kind == "f" and self.datatype == "UINT64":  # numpy's guess for numbers on both sides of 2**63
+            exact = np.array(data, object)
+            found, kind = (exact, "u") if all(type(number) is int for number in exact.flat) else (found, kind)
+        if found.size and kind not in KINDS[wanted.kind]:
             raise BadInput(f"the data of {self.name!r:.40} are no {self.datatype}")
         if found.size and wanted.kind in "iu":
             low, high, limits = found.min(), found.max(), np.iinfo(wanted)
