@@ -52,6 +52,7 @@ class Server:
     nonce: str
     head: "subprocess.Popen[str]"
     log: Path
+    grpc: str = ""  # where it speaks that, if it does
 
     def watch(self) -> NoReturn:
         """Failed as soon as Ray is no more. While it is, it restarts by itself whatever else ends."""
@@ -82,6 +83,7 @@ def banner(server: Server) -> list[str]:
         f"Lifelist is listening at {server.url}  ({replicas}, model on {server.provider})",
         f"  live       version {manifest.version}: {classes}, answers by {manifest.default_answer}",
         f"  try        curl -F images=@cat.jpg '{server.url}/v1/classify?top_k=3'",
+        *([f"  gRPC       {server.grpc}, the Open Inference Protocol"] if server.grpc else []),
         f"  read on    {server.url}/docs",
         "  ctrl-C ends it.",
     ]
@@ -113,7 +115,14 @@ def running(settings: Settings) -> Iterator[Server]:
             provider = _verified(settings, nonce)
             up = True
             yield Server(
-                url_of(settings), manifest, provider, settings.serving.replicas, nonce, head, settings.home / LOG
+                url=url_of(settings),
+                manifest=manifest,
+                provider=provider,
+                replicas=settings.serving.replicas,
+                nonce=nonce,
+                head=head,
+                log=settings.home / LOG,
+                grpc=f"{settings.serving.host}:{settings.serving.grpc_port}" if settings.serving.grpc_port else "",
             )
         finally:
             with _undisturbed():

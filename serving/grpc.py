@@ -256,7 +256,8 @@ for name, kind in ABSENT.items():
 
 async def inferred(parts: Parts, request: Any) -> Any:
     """The ModelInferResponse to a ModelInferRequest."""
-    with parts.intake.share() as share:
+    metrics = parts.metrics
+    with metrics.inflight.track_inprogress(), metrics.request_duration.time(), parts.intake.share() as share:
         share.take(request.ByteSize())
         found = await infer.answered(
             parts, asked(request, parts.options.max_images), request.model_name, request.model_version

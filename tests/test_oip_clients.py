@@ -22,7 +22,8 @@ import tritonclient.http
 import tritonclient.http.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from parts import BIRDS, DIM, encoded, tiny_images, tiny_version
-from parts_server import Server, listeners
+from parts_server import Server, eventually, listeners
+from prometheus_client.parser import text_string_to_metric_families
 from test_oip import GOLDEN
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -470,6 +471,29 @@ def test_typed_contents_are_read_and_not_mixed_with_raw_ones(server: Server) -> 
         del request.raw_input_contents[:]
         with pytest.raises(grpc.RpcError, match="run from 300 to 300; UINT8 holds"):
             stub.ModelInfer(request)
+
+
+def test_a_message_larger_than_any_body_may_be_is_refused_and_what_is_not_in_time_is_given_up(server: Server) -> None:
+    client = Client("grpc", server)
+    with pytest.raises(InferenceServerException, match="larger than max") as raised:
+        client.ask(np.zeros((1, 4800, 4800, 3), np.uint8))
+    assert raised.value.status() == "StatusCode.RESOURCE_EXHAUSTED"
+    with pytest.raises(InferenceServerException, match="Deadline Exceeded"):
+        client.ask(np.zeros((1, 4000, 4000, 3), np.uint8), client_timeout=0.01)
+    client.close()
+    eventually(lambda: held(server) == 0)
+
+
+def held(server: Server) -> float:
+    """Bytes and queries that the replicas hold."""
+    with server.http() as http_:
+        families = text_string_to_metric_families(http_.get("/metrics").text)
+    wanted = ("lifelist_buffered_bytes", "lifelist_inflight_requests")
+    return sum(sample.value for family in families for sample in family.samples if sample.name in wanted)
+
+
+def test_where_grpc_is_spoken_stands_in_the_banner(server: Server) -> None:
+    assert f"gRPC       127.0.0.1:{server.grpc_port}" in server.text()
 
 
 def test_grpc_health_is_told(server: Server) -> None:
