@@ -25,7 +25,9 @@ class Operator:
         log_events()
         registry = Registry(settings.registry_url)
         swap = over_replicas(registry, settings.serving.prepare_timeout_s)
-        catalog = Catalog(registry, Broadcast(), settings.serving, nonce)
+        catalog = Catalog(
+            registry, Broadcast(load_timeout_s=settings.serving.prepare_timeout_s), settings.serving, nonce
+        )
         self.made = operator.app(open_workshop(settings, swap=swap), catalog)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lifelist.exporter.errors import BadSetting, Conflict, Unavailable
+from lifelist.serving.options import ServingOptions
 
-FIRST, LAST, BLOCK = 30000, 32700, 100  # ports; below the range from which systems give out their own
+FIRST, LAST, BLOCK = 30000, 32700, 200  # ports; below the range from which systems give out their own
 MARK = "X_LIFELIST_SERVER"  # in the environment of every process of a server: its nonce
 
 
@@ -36,7 +37,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A hundred ports that no other server uses; held by a socket on the first, which dies with this process."""
+    """Two hundred ports that no other server uses; held by a socket on the first, which dies with this process."""
 
     first: int
     guard: socket.socket
@@ -49,7 +50,9 @@ class Block:
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(self.first + 3),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(self.first + 4),
             "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(self.first + 10),
-            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(self.first + BLOCK),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(self.first + 105),
+            "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(self.first + 105),
+            "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(self.first + BLOCK),
         }
 
 
@@ -69,8 +72,8 @@ def lock(home: Path) -> Iterator[None]:
         yield
 
 
-def check_port(host: str, port: int) -> None:
-    """Conflict if something listens there already; BadSetting if we could not listen there at all."""
+def check_port(host: str, port: int, flag: str = "--port") -> None:
+    """Conflict, naming the flag for another port, if something listens there; BadSetting if we could not do so."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -84,7 +87,7 @@ def check_port(host: str, port: int) -> None:
             if error.errno == errno.EADDRINUSE:
                 raise Conflict(
                     f"port {port} on {host} is in use by another program; end it, or choose another port: "
-                    f"lifelist serve --port {port + 1 if port < 65535 else port - 1}"
+                    f"lifelist serve {flag} {port + 1 if port < 65535 else port - 1}"
                 ) from None
             raise BadSetting(f"cannot listen at {host}, port {port}: {error.strerror}") from error
 
@@ -202,7 +205,7 @@ def _all_processes() -> list[int]:
     return []
 
 
-def environment(block: Block, folder: Path, nonce: str, drain_s: float) -> Mapping[str, str]:
+def environment(block: Block, folder: Path, nonce: str, serving: ServingOptions) -> Mapping[str, str]:
     """The environment that Ray and Ray Serve read when they are imported and started; docs/serving.md explains it."""
     return block.variables() | {
         MARK: nonce,
@@ -221,7 +224,8 @@ def environment(block: Block, folder: Path, nonce: str, drain_s: float) -> Mappi
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # three failures, and HAProxy is started anew
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",  # else another program could share our port, unseen
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(serving.drain_s),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(serving.max_body_bytes + 2**20),  # the rest of a message is small
         # Ray: nobody without the token runs anything; replicas see the GPU without reserving it
         "RAY_AUTH_MODE": "token",
         "RAY_worker_niceness": "0",  # 15 is Ray's own choice; a server that answers is no background job

@@ -7,6 +7,8 @@ Ray writes the file anew before each start and reload. Of it, this program chang
 - the metrics and status pages listen on loopback, and the admin socket is the owner's alone;
 - what HAProxy or Ray say by themselves, in plain text or HTML, is JSON as all our errors are;
 - a query that died with its replica is asked again of another (classifying twice does no harm; other routes are left);
+- queries in the words of the Open Inference Protocol go to the classifier too, which is not at their path;
+- so do all gRPC calls;
 - the head of a request has to arrive in time, and may have more lines than HAProxy's 101.
 
 A line that is not where it is expected stops the start, so that a change in Ray's template is seen at once.
@@ -45,6 +47,8 @@ RAY_SAYS = {  # Ray's status, in plain text, where no code of ours answers → t
     503: (503, "no replica answers at the moment; try again"),
 }
 # fmt: on
+CLASSIFIER = "/v1/classify"  # its route prefix: Ray lets nothing else in to a replica
+QUERIES = r"^/v2/models/[^/]+(/versions/[^/]+)?/infer$"
 # only a request that HAProxy has whole can be sent again; without the first line it would not wait for the body
 ASK_AGAIN = "    option http-buffer-request\n    retry-on conn-failure empty-response\n"
 
@@ -58,14 +62,23 @@ def narrowed(config: str, folder: Path) -> str:
     config = _once(config, r"(frontend prometheus\n\s*bind )(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(listen stats\n\s*bind )\*(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(?:    errorfile \d+ \S+\n)+", _errors(folder))
-    config = _once(config, r"(\nfrontend http_frontend\n\s*bind \S+\n)", r"\1" + _ray_errors())
+    config = _once(config, r"(\nfrontend http_frontend\n\s*bind \S+\n)", r"\1" + _ray_errors() + _queries())
     config = _once(
         config,
         r"(backend default_backend\n\s*http-request return) status 404 [^\n]*",
         r"\1 " + _returned(*RAY_SAYS[404]),
     )
     config, _ = re.subn(r"(\nbackend http-classifier\n)", r"\1" + ASK_AGAIN, config)
-    return MARK + config
+    return MARK + _grpc_to_the_classifier(config)
+
+
+def _grpc_to_the_classifier(config: str) -> str:
+    """Ray asks clients to name an application of the two, of which only this one has methods."""
+    if "\nbackend grpc-classifier\n" not in config:  # no gRPC, or not yet
+        return config
+    config, _ = re.subn(r"    use_backend grpc-(?!classifier )\S+ if is_grpc-\S+\n", "", config)
+    config, _ = re.subn(r"default_backend default_grpc_backend", "default_backend grpc-classifier", config)
+    return config
 
 
 def error_files(folder: Path) -> None:
@@ -110,6 +123,15 @@ def _ray_errors() -> str:
     return "".join(
         f"    http-response return {_returned(shown, sentence)} if {{ status {status} }} {text}\n"
         for status, (shown, sentence) in RAY_SAYS.items()
+    )
+
+
+def _queries() -> str:
+    """The other path of a query, put behind the prefix; serving/classify.py takes it off. Clients may not do so."""
+    nothing = _returned(404, "there is no such path here; see /docs")
+    return (
+        f"    http-request return {nothing} if {{ path_beg {CLASSIFIER}/v2/ }}\n"
+        f"    http-request set-path {CLASSIFIER}%[path] if {{ path_reg {QUERIES} }}\n"
     )
 
 

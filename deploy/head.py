@@ -22,6 +22,7 @@ from lifelist.deploy import worker
 from lifelist.deploy.deployments import targets
 from lifelist.deploy.settings import Settings
 from lifelist.exporter.errors import Failed, LifelistError
+from lifelist.serving.grpc import SERVICERS
 from lifelist.serving.prediction import key_in
 
 NAMESPACE = "lifelist"
@@ -60,8 +61,14 @@ def start(settings: Settings, nonce: str) -> str:
         object_store_memory=OBJECT_STORE,
     )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    options = {"host": settings.serving.host, "port": settings.serving.port}
-    serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
+    serving = settings.serving
+    grpc_options = {"port": serving.grpc_port, "grpc_servicer_functions": SERVICERS, "enable_reflection": False}
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": serving.host, "port": serving.port},
+        grpc_options=grpc_options if serving.grpc_port else None,
+        logging_config={"enable_access_log": False},
+    )
     try:
         serve.run_many(targets(settings, key_in(settings.secret_file), nonce))
     except RuntimeError as error:

@@ -23,7 +23,7 @@ from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
-from lifelist.serving import catalog, openapi, prediction
+from lifelist.serving import catalog, oip_routes, openapi, prediction
 from lifelist.serving.catalog import Catalog, Number
 from lifelist.serving.numbers import natural
 
@@ -94,6 +94,7 @@ def app(workshop: Workshop, catalog_: Catalog) -> FastAPI:
     made.add_middleware(uploads.SmallBodies, but_for="/v1/examples")
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
     made.include_router(routes)
+    made.include_router(oip_routes.routes)
     return made
 
 

@@ -51,6 +51,7 @@ class Server:
     nonce: str
     head: "subprocess.Popen[str]"
     log: Path
+    grpc: str = ""  # where it speaks that, if it does
 
     def watch(self) -> NoReturn:
         """Failed as soon as Ray is no more. While it is, it restarts by itself whatever else ends."""
@@ -81,6 +82,7 @@ def banner(server: Server) -> list[str]:
         f"Lifelist is listening at {server.url}  ({replicas}, model on {server.provider})",
         f"  live       version {manifest.version}: {classes}, answers by {manifest.default_answer}",
         f"  try        curl -F images=@cat.jpg '{server.url}/v1/classify?top_k=3'",
+        *([f"  gRPC       {server.grpc}, the Open Inference Protocol"] if server.grpc else []),
         f"  read on    {server.url}/docs",
         "  ctrl-C ends it.",
     ]
@@ -98,6 +100,8 @@ def running(settings: Settings) -> Iterator[Server]:
         manifest = _live_and_sound(Registry(settings.registry_url))
         Store(settings.database_url).close()  # raises if it cannot be opened, or is another program's
         ground.check_port(settings.serving.host, settings.serving.port)
+        if settings.serving.grpc_port:
+            ground.check_port(settings.serving.host, settings.serving.grpc_port, "--serving.grpc-port")
         block = ground.take_block()
         nonce = secrets.token_hex(8)
         folder = ground.private_folder(_haproxy())
@@ -105,11 +109,20 @@ def running(settings: Settings) -> Iterator[Server]:
         head, up = None, False
         try:
             ground.write(settings.home, record)
-            head = _head(settings, nonce, ground.environment(block, folder, nonce, settings.serving.drain_s))
+            head = _head(settings, nonce, ground.environment(block, folder, nonce, settings.serving))
             ground.write(settings.home, replace(record, ray=_answer(head)["ray"]))
             provider = _verified(settings, nonce)
             up = True
-            yield Server(settings.url, manifest, provider, settings.serving.replicas, nonce, head, settings.home / LOG)
+            yield Server(
+                url=settings.url,
+                manifest=manifest,
+                provider=provider,
+                replicas=settings.serving.replicas,
+                nonce=nonce,
+                head=head,
+                log=settings.home / LOG,
+                grpc=f"{settings.serving.host}:{settings.serving.grpc_port}" if settings.serving.grpc_port else "",
+            )
         finally:
             with _undisturbed():
                 if head is not None and up:

@@ -12,9 +12,11 @@ LifelistError
 │   ├── Moved           a reference was not what the caller expected (compare-and-swap lost)
 │   └── NotPrepared     a version asked to answer was not loaded here
 ├── Unavailable         not now; try again
-│   └── Overloaded      more work is queued than the limit allows
+│   ├── Overloaded      more work is queued than the limit allows
+│   └── TooLate         the time that the client gave has passed
 ├── Corrupt             stored bytes are not what the manifest says
 │   └── BadManifest     a manifest that is not one
+├── Unsupported         a part of a protocol that we do not have
 ├── Refused             a verdict: a candidate failed a declared check
 ├── Cancelled           somebody asked for the end of what is being done
 └── Failed              an increment cannot go on
@@ -78,6 +80,14 @@ class Overloaded(Unavailable):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TooLate(Unavailable):
+    """The time that the client gave for an answer has passed."""
+
+
+class Unsupported(LifelistError):
+    """A part of a protocol that this server does not have."""
 
 
 class Corrupt(LifelistError):

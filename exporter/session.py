@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 
 from lifelist.exporter import index
@@ -61,14 +62,26 @@ class Loaded:
 
         logits: N×C float32, as `run` gives them. Enrolled classes have no row there, and are never among them.
         """
-        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-        weights = np.exp(shifted, dtype=np.float64)
-        scores = weights / weights.sum(axis=1, keepdims=True)
+        scores = self.probabilities(logits)
         ids = [entry.id for entry in self.manifest.trained]
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
         return [
             [(ids[row], float(image[row])) for row in rows] for image, rows in zip(scores, best.tolist(), strict=True)
         ]
+
+    def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
+        """Softmax over all trained classes: N×C, in the order of the logits."""
+        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
+        weights: npt.NDArray[np.float64] = np.exp(shifted, dtype=np.float64)
+        found: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        return found
+
+    def similarities(self, embedding: Floats) -> Floats:
+        """Cosine similarities to the means of all classes, enrolled ones included: N×K float32, columns by class id."""
+        scores, ids = self.means.nearest(embedding, len(self.means.ids))
+        found = np.empty_like(scores)
+        np.put_along_axis(found, np.searchsorted(sorted(self.means.ids), ids), scores, axis=1)
+        return found
 
     def nearest_mean(self, embedding: Floats, top_k: int) -> list[Ranking]:
         """The nearest classes of each image, enrolled ones included, with cosine similarities in -1 … 1.

@@ -1,6 +1,7 @@
 """The deployment that answers queries: HTTP and model in one process, and the methods that a swap calls on it."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,17 +12,22 @@ from prometheus_client import CollectorRegistry
 from ray import serve
 from starlette.types import ASGIApp
 
-from lifelist.exporter.errors import Missing
+from lifelist.exporter.errors import LifelistError, Missing
 from lifelist.exporter.registry import Ref, Registry
-from lifelist.serving import classify, direct, metrics
+from lifelist.serving import classify, direct, infer, metrics
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Intake
 from lifelist.serving.classify import Parts
 from lifelist.serving.follow import Follower, Report, Status, loader
+from lifelist.serving.grpc import Service
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Family, Metrics
 from lifelist.serving.options import ServingOptions
-from lifelist.serving.replicas import DEPLOYMENT
+from lifelist.serving.replicas import DEPLOYMENT, Broadcast
+from lifelist.serving.repository import Repository
+from lifelist.serving.statistics import Counts, Statistics
+
+log = logging.getLogger(__name__)
 
 UNBOUNDED = 100_000  # requests that Ray lets in: admission is ours, so that what is refused is refused in JSON
 
@@ -38,7 +44,10 @@ class Replica:
         load = loader(registry, options, threads)
         self.options = options
         self.metrics = Metrics(CollectorRegistry())
-        self.live = Live(load(ref.version, None), ref, options.max_batch)
+        self.statistics = Statistics()
+        self.live = Live(
+            load(ref.version, None), ref, options.max_batch, options.max_loaded, on_run=self.statistics.ran
+        )
         self.batcher: Batcher[Query, Answer] = Batcher(
             self.live.answer,
             max_batch=options.max_batch,
@@ -50,9 +59,19 @@ class Replica:
         self.metrics.held.set_function(lambda: self.intake.held)
         self.follower = Follower(name, registry, load, self.live, self.metrics)
         self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
-        self.app: ASGIApp = classify.app(
-            Parts(options, self.live, self.batcher, self.intake, self.decoders, self.metrics, key)
+        self.replicas = Broadcast(load_timeout_s=options.prepare_timeout_s)
+        self.parts = Parts(
+            options=options,
+            live=self.live,
+            batcher=self.batcher,
+            intake=self.intake,
+            decoders=self.decoders,
+            metrics=self.metrics,
+            statistics=self.statistics,
+            repository=Repository(registry, self.replicas, options),
+            key=key,
         )
+        self.app: ASGIApp = classify.app(self.parts, infer.ROUTES)
 
     def status(self) -> Status:
         """How it stands."""
@@ -66,6 +85,7 @@ class Replica:
             held=tuple(sorted(live.held)),
             behind=follower.behind,
             process_id=os.getpid(),
+            pinned=tuple(sorted(live.pinned)),
         )
 
     def close(self) -> None:
@@ -76,8 +96,8 @@ class Replica:
 
 
 @serve.ingress()
-class Classifier:
-    """A replica as Ray Serve runs it. `prepare`, `commit` and `release` are reached by `handle.broadcast`."""
+class Classifier(Service):
+    """A replica as Ray Serve runs it. Its methods here are called by `handle.broadcast`, those of `Service` by gRPC."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, registry: str, options: ServingOptions, key: bytes, set_up: Callable[[], None]
@@ -85,9 +105,20 @@ class Classifier:
         set_up()
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key)
-        direct.take(self.replica.app, lambda path: path == classify.PATH)
+        direct.take(self.replica.app, lambda path: path == classify.PATH or path.startswith(f"{classify.PATH}/v2/"))
         await self.replica.follower.look()  # a swap may have gone by while it loaded
-        self.following = asyncio.create_task(self.replica.follower.keep_up(options.reconcile_s))
+        self.following = asyncio.create_task(self._keep_up(options.reconcile_s))
+
+    async def _keep_up(self, every_s: float) -> None:
+        """Load what the other replicas hold because clients loaded it; then follow what is live, for ever."""
+        follower = self.replica.follower
+        try:
+            pinned = {version for status in await self.replica.replicas.status() for version in status.pinned}
+            for version in sorted(pinned):
+                await follower.pin(version)
+        except LifelistError as error:
+            log.warning("loaded.missed", extra={"facts": {"replica": follower.replica, "reason": str(error)}})
+        await follower.keep_up(every_s)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.replica.app
@@ -103,6 +134,18 @@ class Classifier:
     async def release(self, abandoned: int | None = None) -> Report:
         """Let go of all versions but live and previous."""
         return await self.replica.follower.release(abandoned)
+
+    async def load(self, version: int) -> Report:
+        """Hold a version so that it can be asked by its number."""
+        return await self.replica.follower.pin(version)
+
+    async def unload(self, version: int) -> Report:
+        """Let it go again."""
+        return await self.replica.follower.unpin(version)
+
+    async def statistics(self) -> dict[int, Counts]:
+        """What it counted for each version."""
+        return self.replica.statistics.snapshot()
 
     async def metrics(self) -> tuple[str, tuple[Family, ...]]:
         """Which replica this is, and what it counted."""

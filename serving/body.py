@@ -2,8 +2,8 @@
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,22 +48,44 @@ class Intake:
     @contextmanager
     def admitted(self, request: Request) -> Iterator["Body"]:
         """The body of a request, which counts until the block ends. Overloaded if there are too many already."""
+        with self.share() as share:
+            yield Body(share, request)
+
+    @contextmanager
+    def share(self) -> Iterator["Share"]:
+        """What one request takes of what a replica can hold, until the block ends. Overloaded as above."""
         if self.requests >= self.options.max_requests:
             raise Overloaded(f"{self.requests} queries are being answered at the moment, the limit; try again")
-        body = Body(self, request)
+        share = Share(self)
         self.requests += 1
         try:
-            yield body
+            yield share
         finally:
             self.requests -= 1
-            self.held -= body.held
+            self.held -= share.held
+
+
+class Share:
+    """The bytes that one request holds."""
+
+    def __init__(self, intake: Intake) -> None:
+        self.intake, self.options, self.held = intake, intake.options, 0
+
+    def take(self, size: int) -> None:
+        """Count bytes that are held now. Overloaded if they are too many, with those of all other requests."""
+        self.held += size
+        self.intake.held += size
+        if self.intake.held > self.options.max_buffered_bytes:
+            raise Overloaded(
+                f"the bodies of all queries together exceed {self.options.max_buffered_bytes:,} bytes; try again"
+            )
 
 
 class Body:
     """The body of one request."""
 
-    def __init__(self, intake: Intake, request: Request) -> None:
-        self.intake, self.options, self.request, self.held = intake, intake.options, request, 0
+    def __init__(self, share: Share, request: Request) -> None:
+        self.share, self.options, self.request, self.read = share, share.options, request, 0
 
     async def images(self, shape: str | None) -> Images:
         """What was sent. `shape`: of a tensor, "N,H,W,3" or "H,W,3", if the query names one; else its header counts.
@@ -74,21 +96,31 @@ class Body:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         shape = shape if shape is not None else headers.get(SHAPE_HEADER)
         self._check_head(kind, shape, headers)
-        try:
-            async with asyncio.timeout(self.options.read_timeout_s):
-                if kind == FORM_TYPE:
-                    return await self._form(headers)
-                data = b"".join([chunk async for chunk in self._chunks()])
-        except TimeoutError:
-            raise TooSlow(
-                f"{self.held:,} bytes of the body arrived in {self.options.read_timeout_s:g} s, and not all; "
-                "send fewer images in one request"
-            ) from None
-        except ClientDisconnect as error:
-            raise BadInput(f"the connection was closed after {self.held:,} bytes of the body") from error
+        if kind == FORM_TYPE:
+            async with self._in_time():
+                return await self._form(headers)
+        data = await self.whole()
         if not data:
             raise BadInput(f"the body is empty; {HOW}")
         return [Encoded("", data)] if shape is None else tensor(data, shape, self.options)
+
+    async def whole(self) -> bytes:
+        """All of it, as it was sent. TooLarge, TooSlow, Overloaded or BadInput if it does not arrive."""
+        async with self._in_time():
+            return b"".join([chunk async for chunk in self._chunks()])
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self.options.read_timeout_s):
+                yield
+        except TimeoutError:
+            raise TooSlow(
+                f"{self.read:,} bytes of the body arrived in {self.options.read_timeout_s:g} s, and not all; "
+                "send fewer images in one request"
+            ) from None
+        except ClientDisconnect as error:
+            raise BadInput(f"the connection was closed after {self.read:,} bytes of the body") from error
 
     def _check_head(self, kind: str, shape: str | None, headers: Headers) -> None:
         """What can be refused before a byte of the body is read."""
@@ -100,21 +132,17 @@ class Body:
             raise WrongType(
                 f"the content encoding is {encoding!r}; images are compressed already, send them as they are"
             )
-        declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.options.max_body_bytes:
-            raise TooLarge(self._too_large(int(declared)))
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives, each byte counted."""
+        declared = self.request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.options.max_body_bytes:
+            raise TooLarge(self._too_large(int(declared)))
         async for chunk in self.request.stream():
-            self.held += len(chunk)
-            self.intake.held += len(chunk)
-            if self.held > self.options.max_body_bytes:
-                raise TooLarge(self._too_large(self.held))
-            if self.intake.held > self.options.max_buffered_bytes:
-                raise Overloaded(
-                    f"the bodies of all queries together exceed {self.options.max_buffered_bytes:,} bytes; try again"
-                )
+            self.read += len(chunk)
+            if self.read > self.options.max_body_bytes:
+                raise TooLarge(self._too_large(self.read))
+            self.share.take(len(chunk))
             yield chunk
 
     async def _form(self, headers: Headers) -> list[Encoded]:
@@ -155,13 +183,19 @@ def tensor(data: bytes, shape: str, options: ServingOptions) -> Pixels:
     if not all(part.isascii() and part.isdecimal() and len(part) < 10 for part in parts) or len(parts) not in (3, 4):
         raise BadInput(f"the tensor's shape should be N,H,W,3 or H,W,3, as 8,32,32,3; not {shape[:80]!r}")
     sizes = [int(part) for part in parts]
-    count, height, width, channels = sizes if len(sizes) == 4 else [1, *sizes]
+    return pixels(data, sizes if len(sizes) == 4 else [1, *sizes], options)
+
+
+def pixels(data: bytes | memoryview | Pixels, sizes: Sequence[int], options: ServingOptions) -> Pixels:
+    """`data` as N×H×W×3 uint8 pixels, `sizes`. BadInput or TooLarge if it is not, or may not be, of that shape."""
+    count, height, width, channels = sizes
+    shape = ",".join(map(str, sizes))
     if channels != 3 or not count or not height or not width:
         raise BadInput(f"the tensor's shape {shape} should end in 3, for red, green and blue, and have no 0")
     if count > options.max_images:
         raise TooLarge(f"the tensor has {count} images; send at most {options.max_images} in one query")
     if height * width > options.max_pixels:
         raise TooLarge(f"an image of {width}×{height} = {width * height:,} pixels; the limit is {options.max_pixels:,}")
-    if (needed := math.prod((count, height, width, channels))) != len(data):
+    if (needed := math.prod(sizes)) != len(data):
         raise BadInput(f"a uint8 tensor of shape {shape} has {needed:,} bytes; the body has {len(data):,}")
-    return np.frombuffer(data, np.uint8).reshape(count, height, width, channels)
+    return np.frombuffer(data, np.uint8).reshape(sizes)

@@ -35,6 +35,7 @@ from lifelist.serving.metrics import Merged
 from lifelist.serving.numbers import natural
 from lifelist.serving.options import ServingOptions
 from lifelist.serving.replicas import Replicas
+from lifelist.serving.repository import Repository
 
 ASSETS = {  # of the documentation page; nothing of it comes from the internet
     "swagger-ui.css": "text/css",
@@ -58,6 +59,7 @@ class Catalog:
 
     def __init__(self, registry: Registry, replicas: Replicas, options: ServingOptions, nonce: str) -> None:
         self.registry, self.replicas, self.options, self.nonce = registry, replicas, options, nonce
+        self.repository = Repository(registry, replicas, options)
         self.collectors = CollectorRegistry()
         self.reporting = Gauge(
             "lifelist_replicas_reporting", "Replicas whose metrics are on this page.", registry=self.collectors

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lifelist.exporter.errors import BadImage, BadInput, LifelistError, TooLarge, Unavailable
 from lifelist.exporter.manifest import AnswerKind, Preprocess
 from lifelist.exporter.preprocess import ImageLimits, Pixels, decode, fit
+from lifelist.exporter.session import Loaded
 from lifelist.serving import prediction
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Encoded, Images, Intake
@@ -26,6 +27,8 @@ from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
 from lifelist.serving.numbers import natural
 from lifelist.serving.options import ServingOptions
+from lifelist.serving.repository import Repository
+from lifelist.serving.statistics import Statistics
 
 PATH = "/v1/classify"
 PARAMETERS = ("top_k", "answer", "shape")
@@ -34,7 +37,7 @@ LARGEST_TOP_K = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the route works with; made by serving/app.py."""
+    """What the routes of a replica work with; made by serving/app.py."""
 
     options: ServingOptions
     live: Live
@@ -42,12 +45,14 @@ class Parts:
     intake: Intake
     decoders: Executor
     metrics: Metrics
+    statistics: Statistics
+    repository: Repository
     key: bytes  # seals prediction ids
 
 
-def app(parts: Parts) -> ASGIApp:
-    """The application of one replica: this route, JSON for whatever goes wrong, and everything counted."""
-    routes = [Route(PATH, classify, methods=["POST"])]
+def app(parts: Parts, beside: Sequence[Route] = ()) -> ASGIApp:
+    """The application of one replica: this route and others, JSON for whatever goes wrong, and everything counted."""
+    routes = [Route(PATH, classify, methods=["POST"]), *beside]
     inner = Starlette(routes=routes, exception_handlers=HANDLERS)
     inner.router.redirect_slashes = False  # a path that does not exist is a 404, not a detour
     inner.state.parts = parts
@@ -55,13 +60,17 @@ def app(parts: Parts) -> ASGIApp:
 
 
 class _WholePath:
-    """Ray Serve gives the route prefix as a root path; the route above is written with it."""
+    """The paths as clients sent them. Ray Serve gives the route prefix as a root path, and the routes are written with
+    it; HAProxy puts the prefix before what Ray Serve would not let in (deploy/haproxy.py).
+    """
 
     def __init__(self, inner: ASGIApp) -> None:
         self.inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.inner({**scope, "root_path": ""}, receive, send)
+        path = scope.get("path", "")
+        path = path.removeprefix(PATH) if path.startswith(f"{PATH}/v2/") else path
+        await self.inner({**scope, "root_path": "", "path": path}, receive, send)
 
 
 async def classify(request: Request) -> JSONResponse:
@@ -69,26 +78,40 @@ async def classify(request: Request) -> JSONResponse:
     began = time.perf_counter()
     parts: Parts = request.app.state.parts
     asked = _asked(request.query_params.multi_items(), parts.options)
-    with parts.intake.admitted(request) as body:
-        sent = await body.images(asked.shape)
-        loaded = parts.live.current
-        arrived = time.perf_counter()
-        try:
-            async with asyncio.timeout(parts.options.answer_timeout_s):
-                pixels = await _pixels(parts, sent, loaded.manifest.preprocess)
-                queued = time.perf_counter()
-                query = Query(pixels, loaded, asked.answer, asked.top_k, queued)
-                answer = await parts.batcher.submit(query, len(pixels))
-        except TimeoutError:
-            raise Unavailable(f"no answer within {parts.options.answer_timeout_s:g} s; try again later") from None
-    timing = {
-        "decode_seconds": queued - arrived,
-        "queue_seconds": answer.queue_s,
-        "model_seconds": answer.model_s,
-        "total_seconds": time.perf_counter() - began,
-    }
-    content = _content(answer, parts, timing)
-    return JSONResponse(content, headers={"X-Lifelist-Version": str(answer.loaded.version)})
+    with parts.statistics.query(parts.live.ref.version) as counted:
+        with parts.intake.admitted(request) as body:
+            sent = await body.images(asked.shape)
+            answer, decode_s = await ask(parts, sent, asked.answer, asked.top_k)
+        answered = time.perf_counter()
+        timing = {
+            "decode_seconds": decode_s,
+            "queue_seconds": answer.queue_s,
+            "model_seconds": answer.model_s,
+            "total_seconds": answered - began,
+        }
+        response = JSONResponse(
+            _content(answer, parts, timing), headers={"X-Lifelist-Version": str(answer.loaded.version)}
+        )
+        counted.answered(answer, decode_s, time.perf_counter() - answered)
+    return response
+
+
+async def ask(
+    parts: Parts, sent: Images, answer: AnswerKind | None, top_k: int, pinned: Loaded | None = None
+) -> tuple[Answer, float]:
+    """What a version says to images, and the seconds that it took to decode them. Unavailable if time runs out.
+
+    pinned: the version that has to answer; None: the one that is live.
+    """
+    loaded, arrived = pinned or parts.live.current, time.perf_counter()
+    try:
+        async with asyncio.timeout(parts.options.answer_timeout_s):
+            pixels = await _pixels(parts, sent, loaded.manifest.preprocess)
+            queued = time.perf_counter()
+            query = Query(pixels, loaded, answer, top_k, queued, pinned is not None)
+            return await parts.batcher.submit(query, len(pixels)), queued - arrived
+    except TimeoutError:
+        raise Unavailable(f"no answer within {parts.options.answer_timeout_s:g} s; try again later") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,19 +174,25 @@ def _named(image: Any) -> str:
     return f" ({image.name[:80]!r})" if isinstance(image, Encoded) and image.name else ""
 
 
-def _content(answer: Answer, parts: Parts, timing: Mapping[str, float]) -> dict[str, Any]:
-    """The answer as JSON; each image is counted, and gets an id that feedback can refer to."""
-    loaded, now = answer.loaded, time.time()
-    names = parts.live.names(loaded)
-    images = []
+def sealed_ids(parts: Parts, answer: Answer) -> list[str]:
+    """For each image an id that feedback can refer to. Each is counted, by the class that it was taken for."""
+    now, ids = time.time(), []
     for ranking in answer.rankings:
         best = ranking[0][0]
         parts.metrics.answered(best, answer.kind)
-        sealed = prediction.seal(parts.key, prediction.Prediction(loaded.version, best, answer.kind, now))
+        ids.append(prediction.seal(parts.key, prediction.Prediction(answer.loaded.version, best, answer.kind, now)))
+    return ids
+
+
+def _content(answer: Answer, parts: Parts, timing: Mapping[str, float]) -> dict[str, Any]:
+    """The answer as JSON."""
+    names = parts.live.names(answer.loaded)
+    images = []
+    for ranking, sealed in zip(answer.rankings, sealed_ids(parts, answer), strict=True):
         classes = [{"id": class_id, "name": names[class_id], "score": round(score, 6)} for class_id, score in ranking]
         images.append({"prediction_id": sealed, "classes": classes})
     return {
-        "version": loaded.version,
+        "version": answer.loaded.version,
         "answer": answer.kind,
         "images": images,
         "timing": {name: round(seconds, 6) for name, seconds in timing.items()},

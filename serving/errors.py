@@ -20,8 +20,10 @@ from lifelist.exporter.errors import (
     Overloaded,
     Refused,
     TooLarge,
+    TooLate,
     TooSlow,
     Unavailable,
+    Unsupported,
     WrongType,
 )
 
@@ -34,6 +36,8 @@ STATUS: dict[type[Exception], int] = {  # the nearest class that an error is of 
     Missing:     404,
     Conflict:    409,
     Refused:     409,
+    Unsupported: 501,
+    TooLate:     504,
     Unavailable: 503,
     Corrupt:     503,
     Failed:      500,
@@ -48,7 +52,7 @@ ALTERNATIVE = "constrained-"  # how pydantic begins its name for a type of sever
 
 def as_json(request: Request, error: Exception) -> JSONResponse:
     """The answer to a request that raised `error`. An error that is not ours says no more than where to look."""
-    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
+    status = status_of(error)
     if isinstance(error, LifelistError):
         message = str(error)
     else:
@@ -57,6 +61,11 @@ def as_json(request: Request, error: Exception) -> JSONResponse:
     if status == 503:
         headers["Retry-After"] = str(error.retry_after_s if isinstance(error, Overloaded) else 1)
     return JSONResponse({"error": message}, status, headers)
+
+
+def status_of(error: Exception) -> int:
+    """The status of an answer to a request that raised `error`."""
+    return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 
 def http_as_json(request: Request, error: Exception) -> JSONResponse:

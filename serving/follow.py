@@ -49,6 +49,7 @@ class Status:
     held: tuple[int, ...]
     behind: str | None  # why it does not answer by what is live, if it does not
     process_id: int
+    pinned: tuple[int, ...] = ()  # of those held: the ones that no swap lets go
 
 
 Load = Callable[[int, Loaded | None], Loaded]  # (version, one to share the session of) -> ready to answer
@@ -88,6 +89,14 @@ class Follower:
     async def release(self, abandoned: int | None = None) -> Report:
         """Keep live and previous, and let go of the rest; also of `abandoned`, whose swap has failed."""
         return await self._phase("release", self._release(abandoned))
+
+    async def pin(self, version: int) -> Report:
+        """Hold a version so that it can be asked by its number, whatever is live, until `unpin`."""
+        return await self._phase("load", self._hold_for_its_own_sake(version))
+
+    async def unpin(self, version: int) -> Report:
+        """No longer hold it for its own sake: it goes unless it is live or previous."""
+        return await self._phase("unload", self._let_go(version))
 
     async def keep_up(self, every_s: float) -> None:
         """Look at what is live, for ever, and catch up if a message was missed."""
@@ -138,6 +147,20 @@ class Follower:
             loaded = await self._off_loop(partial(self.load, version, self.live.current))
         self.live.hold(loaded, expected)
         self._shown()
+
+    async def _hold_for_its_own_sake(self, version: int) -> None:
+        before = version in self.live.pinned
+        self.live.pin(version)
+        try:
+            await self._hold(version, 0)
+        except BaseException:
+            if not before:
+                self.live.pinned.discard(version)
+            raise
+
+    async def _let_go(self, version: int) -> None:
+        self.live.pinned.discard(version)
+        await self._release(None)
 
     async def _follow(self, ref: Ref) -> None:
         if ref.generation <= self.live.ref.generation:

@@ -2,12 +2,12 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from lifelist.exporter.errors import NotPrepared
+from lifelist.exporter.errors import Conflict, NotPrepared
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.manifest import AnswerKind
 from lifelist.exporter.preprocess import Pixels
@@ -24,6 +24,7 @@ class Query:
     answer: AnswerKind | None  # None: as the version that answers does by default
     top_k: int
     queued_at: float  # time.perf_counter()
+    pinned: bool = False  # no other version than `seen_for` may answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,8 +34,13 @@ class Answer:
     loaded: Loaded
     kind: AnswerKind
     rankings: list[Ranking]  # one for each image, best first
+    logits: Floats  # N×C, raw; a view of the whole batch's
+    embedding: Floats  # N×D, unit rows; the same
     queue_s: float
     model_s: float  # of the whole batch
+
+
+_Said = tuple[AnswerKind, list[Ranking], Floats, Floats]  # of Answer: kind, rankings, logits, embedding
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,16 @@ class _Held:
 class Live:
     """One version answers; others are held ready. Call it from one event loop, but `answer` from any thread."""
 
-    def __init__(self, first: Loaded, ref: Ref, max_batch: int = 64) -> None:
-        self.ref, self.max_batch = ref, max_batch
+    def __init__(
+        self,
+        first: Loaded,
+        ref: Ref,
+        max_batch: int = 64,
+        max_pinned: int = 4,
+        on_run: Callable[[int, int, float], None] = lambda version, images, seconds: None,
+    ) -> None:
+        self.ref, self.max_batch, self.max_pinned, self.on_run = ref, max_batch, max_pinned, on_run
+        self.pinned: set[int] = set()  # those that were asked for by number, and stay until they are let go
         self._current = first  # the one reference that a swap replaces
         self._held = {first.version: _Held(first, ref.generation)}
         self._names: dict[int, Mapping[int, str]] = {}
@@ -66,6 +80,14 @@ class Live:
         """Keep a version ready for the swap that saw `live` at generation `expected`."""
         before = self._held.get(loaded.version)
         self._held[loaded.version] = _Held(loaded, max(expected, before.expected if before else 0))
+
+    def pin(self, version: int) -> None:
+        """Keep a version, once it is held, beyond any swap. Conflict if that would be one too many."""
+        if version not in self.pinned and len(self.pinned) >= self.max_pinned:
+            raise Conflict(
+                f"versions {sorted(self.pinned)} are loaded, as many as serving.max_loaded allows; unload one of them"
+            )
+        self.pinned.add(version)
 
     def commit(self, ref: Ref) -> bool:
         """Let the version of `ref` answer, from the next batch on. False if something later answers already.
@@ -89,7 +111,7 @@ class Live:
         generation  where `live` stands; a version that was prepared for later than that stays too
         abandoned   one that goes although it was prepared for later: its swap has failed
         """
-        staying = {*keep, self._current.version}
+        staying = {*keep, self._current.version} | self.pinned
         gone = [
             version
             for version, held in self._held.items()
@@ -109,38 +131,45 @@ class Live:
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """One answer for each query, each from one version.
 
-        That is the current one, but for a query whose images were cut to another size, because a swap between versions
-        of different input sizes came in between: that one is answered by the version that it was cut for.
+        That is the current one, but for a query that asks for another, or whose images were cut to another size because
+        a swap between versions of different input sizes came in between: the version that it was cut for answers those.
         """
         current, began = self._current, time.perf_counter()
         groups: defaultdict[int, list[int]] = defaultdict(list)
-        by_version = {current.version: current} | {q.seen_for.version: q.seen_for for q in queries}
-        by_version[current.version] = current
+        by_version = {query.seen_for.version: query.seen_for for query in queries} | {current.version: current}
         for place, query in enumerate(queries):
-            chosen = current if _same_pixels(query.seen_for, current) else query.seen_for
+            keeps = query.pinned or not _same_pixels(query.seen_for, current)
+            chosen = query.seen_for if keeps else current
             groups[chosen.version].append(place)
         answers: dict[int, Answer] = {}
         for version, places in groups.items():
             loaded = by_version[version]
             said = self._said(loaded, [queries[place] for place in places])
             took = time.perf_counter() - began
-            for place, (kind, rankings) in zip(places, said, strict=True):
-                answers[place] = Answer(loaded, kind, rankings, began - queries[place].queued_at, took)
+            for place, parts in zip(places, said, strict=True):
+                answers[place] = Answer(loaded, *parts, began - queries[place].queued_at, took)
         return [answers[place] for place in range(len(queries))]
 
-    def _said(self, loaded: Loaded, queries: Sequence[Query]) -> list[tuple[AnswerKind, list[Ranking]]]:
-        """(how it was answered, one ranking for each image) of each query. One model run gives both kinds of answer."""
+    def _said(self, loaded: Loaded, queries: Sequence[Query]) -> list[_Said]:
+        """What each query is answered. One model run gives both kinds of answer."""
         images = queries[0].images if len(queries) == 1 else np.concatenate([query.images for query in queries])
-        runs = [loaded.run(images[k : k + self.max_batch]) for k in range(0, len(images), self.max_batch)]
+        runs = [self._run(loaded, images[k : k + self.max_batch]) for k in range(0, len(images), self.max_batch)]
         logits, embedding = (
             parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*runs, strict=True)
         )
-        said, end = [], 0
+        said: list[_Said] = []
+        end = 0
         for query in queries:
             begin, end = end, end + len(query.images)
-            kind = query.answer or loaded.manifest.default_answer
-            said.append((kind, _rankings(loaded, kind, logits[begin:end], embedding[begin:end], query.top_k)))
+            kind, raw = query.answer or loaded.manifest.default_answer, (logits[begin:end], embedding[begin:end])
+            said.append((kind, _rankings(loaded, kind, *raw, query.top_k), *raw))
         return said
+
+    def _run(self, loaded: Loaded, images: Pixels) -> tuple[Floats, Floats]:
+        began = time.perf_counter()
+        found = loaded.run(images)
+        self.on_run(loaded.version, len(images), time.perf_counter() - began)
+        return found
 
 
 def _rankings(loaded: Loaded, kind: AnswerKind, logits: Floats, embedding: Floats, top_k: int) -> list[Ranking]:

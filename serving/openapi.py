@@ -1,4 +1,4 @@
-"""The OpenAPI description: POST /v1/classify, which is a plain route, the errors of every route, and what is no JSON.
+"""The OpenAPI description: queries, which are plain routes, the errors of every route, and what is no JSON.
 
 What FastAPI derives from the operator's routes is brought to OpenAPI 3.0, which the documentation page reads.
 """
@@ -8,12 +8,15 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, WithJsonSchema
 
 from lifelist.client.answers import Classified
+from lifelist.serving import oip, tensors
 from lifelist.serving.body import FORM_TYPE, IMAGE_TYPES, SHAPE_HEADER
 from lifelist.serving.classify import LARGEST_TOP_K, PATH
 from lifelist.serving.options import ServingOptions
 
 Json = dict[str, Any]
 Responses = dict[int | str, Json]  # by status, as FastAPI takes them
+
+INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
 
 ERRORS = {
     "400": "what was sent cannot be used",
@@ -22,6 +25,8 @@ ERRORS = {
     "409": "it cannot be done in the state that things are in",
     "413": "over a limit",
     "415": "a content type that is not read",
+    "501": "a part of the protocol that this server does not have",
+    "504": "the time that the request gave has passed",
     "503": "not now: too much to do, no replica, or no version; Retry-After says when to try again",
 }
 
@@ -48,6 +53,17 @@ ANSWER = {  # the documentation's
 ANYWHERE = "400 408 413 503"
 BESIDE = {  # route → what it answers beside those
     f"POST {PATH}":                           "415",
+    **dict.fromkeys((f"POST {path}" for path in INFER), "404 409 415 501 504"),
+    "GET /v2/models/{model}":                          "404",
+    "GET /v2/models/{model}/config":                   "404",
+    "GET /v2/models/{model}/ready":                    "404 409",
+    "GET /v2/models/{model}/stats":                    "404",
+    "GET /v2/models/{model}/versions/{version}":        "404",
+    "GET /v2/models/{model}/versions/{version}/config": "404",
+    "GET /v2/models/{model}/versions/{version}/ready":  "404 409",
+    "GET /v2/models/{model}/versions/{version}/stats":  "404",
+    "POST /v2/repository/models/{name}/load":          "404 409",
+    "POST /v2/repository/models/{name}/unload":        "404 409",
     "GET /v1/versions/{version}":             "404",
     "POST /v1/versions/{version}:promote":    "404 409 415",
     "POST /v1/rollback":                      "404 409",
@@ -113,7 +129,9 @@ def complete(schema: Json, options: ServingOptions) -> Json:
     schemas["Error"] = _object({"error": {"type": "string"}})
     classified = TypeAdapter(Classified).json_schema(ref_template="#/components/schemas/{model}")
     schemas |= classified.pop("$defs") | {"Classified": classified}
-    schema["paths"] = {PATH: {"post": _classify(options)}} | schema["paths"]
+    schemas["InferRequest"], schemas["InferResponse"] = _infer_request(), _infer_response()
+    queries = {PATH: {"post": _classify(options)}} | {path: {"post": _infer(path)} for path in INFER}
+    schema["paths"] = queries | schema["paths"]
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             given = operation["responses"]
@@ -192,6 +210,79 @@ def _classify(options: ServingOptions) -> Json:
             }
         },
     }
+
+
+def _infer(path: str) -> Json:
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    json_ = {"schema": _reference("InferRequest")}
+    where = [name for name in ("model", "version") if f"{{{name}}}" in path]
+    length = _parameter("header", oip.HEADER, {"type": "integer", "minimum": 0}, "bytes of JSON; none: all are")
+    return {
+        "tags": ["open inference protocol"],
+        "operationId": "infer" if len(where) == 1 else "infer_by_version",
+        "summary": "The same as /v1/classify, in the words of the Open Inference Protocol",
+        "description": "JSON, and behind it the tensors that are sent raw. The content type is not looked at.",
+        "parameters": [
+            *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in where),
+            length,
+        ],
+        "requestBody": {"required": True, "content": {"application/json": json_, "application/octet-stream": binary}},
+        "responses": {
+            "200": {
+                "description": "An answer",
+                "headers": {
+                    "X-Lifelist-Version": {"schema": {"type": "integer"}},
+                    oip.HEADER: {"schema": {"type": "integer"}, "description": "if tensors follow the JSON"},
+                },
+                "content": {
+                    "application/json": {"schema": _reference("InferResponse")},
+                    "application/octet-stream": binary,
+                },
+            }
+        },
+    }
+
+
+def _tensor(more: Json) -> Json:
+    shape = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+    datatypes = {"type": "string", "enum": [*tensors.NUMBERS, tensors.BYTES]}
+    named = _object({"name": {"type": "string"}, "datatype": datatypes, "shape": shape})
+    return named | {"properties": named["properties"] | {"data": {"type": "array", "items": {}}} | more}
+
+
+def _infer_request() -> Json:
+    size = {"type": "object", "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}}
+    of_output = {"binary_data": {"type": "boolean"}, "classification": {"type": "integer", "minimum": 0}}
+    of_request = {
+        "answer": {"type": "string", "enum": ["linear", "nearest_mean"]},
+        "timeout": {"type": "integer", "minimum": 0, "description": "microseconds"},
+        "priority": {"type": "integer", "description": "without effect"},
+        "binary_data_output": {"type": "boolean"},
+    }
+    output = _object({"name": {"type": "string"}})
+    output["properties"] |= {"parameters": {"type": "object", "properties": of_output}}
+    found = _object({"inputs": {"type": "array", "items": _tensor({"parameters": size})}})
+    found["properties"] |= {
+        "id": {"type": "string"},
+        "parameters": {"type": "object", "properties": of_request},
+        "outputs": {"type": "array", "items": output},
+    }
+    return found
+
+
+def _infer_response() -> Json:
+    size = {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}}
+    said = {name: {"type": "string"} for name in ("answer", "live_version")}
+    found = _object(
+        {
+            "model_name": {"type": "string"},
+            "model_version": {"type": "string"},
+            "parameters": _object(said),
+            "outputs": {"type": "array", "items": _tensor({"parameters": size})},
+        }
+    )
+    found["properties"]["id"] = {"type": "string"}
+    return found
 
 
 def _object(properties: Json) -> Json:

@@ -17,6 +17,14 @@ class ServingOptions(BaseModel):
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
     replicas: int = Field(default=1, ge=1, le=80, description="processes that answer queries")
+    grpc_port: int = Field(
+        default=0, ge=0, le=65535, description="port for the Open Inference Protocol over gRPC; 0: none"
+    )
+    model_name: str = Field(
+        default="lifelist",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$",
+        description="what the model is called in the Open Inference Protocol",
+    )
     provider: str = Field(
         default="auto",
         pattern="^(auto|cpu|cuda)$",
@@ -35,6 +43,15 @@ class ServingOptions(BaseModel):
     max_requests: int = Field(default=1024, ge=1, description="queries at once in a replica; more are answered 503")
     max_images: int = Field(default=256, ge=1, description="images in one query")
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="bytes in the body of one query")
+    max_json_bytes: int = Field(
+        default=4 * 2**20, ge=1, description="bytes of JSON in one request of the Open Inference Protocol"
+    )
+    max_compression: int = Field(
+        default=100, ge=1, description="bytes that a byte of a compressed body may become, if they are over 1 MiB"
+    )
+    max_loaded: int = Field(
+        default=4, ge=0, description="versions that a replica holds because a client loaded them by number"
+    )
     max_buffered_bytes: int = Field(
         default=512 * 2**20, ge=1, description="bytes of all bodies that a replica holds; more are answered 503"
     )
@@ -62,6 +79,12 @@ class ServingOptions(BaseModel):
             raise ValueError(
                 f"max_buffered_bytes {self.max_buffered_bytes} should hold one body of {self.max_body_bytes}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _a_port_of_its_own(self) -> Self:
+        if self.grpc_port == self.port:
+            raise ValueError(f"grpc_port {self.grpc_port} is the port of HTTP; give it another, or 0 for no gRPC")
         return self
 
     @property

@@ -3,6 +3,7 @@
 python tests/bad_requests.py > docs/errors.md
 """
 
+import gzip
 import io
 import re
 import struct
@@ -98,6 +99,11 @@ def tensor(shape: str, size: int) -> Json:
     return {"content": bytes(size), "headers": {"X-Tensor-Shape": shape, "Content-Type": "application/octet-stream"}}
 
 
+def pixels(shape: list[int], data: list[int]) -> Json:
+    """A request of the Open Inference Protocol."""
+    return {"inputs": [{"name": "images", "datatype": "UINT8", "shape": shape, "data": data}]}
+
+
 PNG, JPEG = picture(), picture("JPEG")
 WEB_SOCKET = {
     "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
@@ -108,6 +114,7 @@ FILE = 'Content-Disposition: form-data; name="images"; filename="a.png"\r\n\r\nx
 READABLE = "send an image (image/jpeg, image/png, image/webp), a form of image files (multipart/form-data), or a uint8…"
 
 CLASSIFY, EXAMPLES, INCREMENTS, FEEDBACK = "/v1/classify", "/v1/examples", "/v1/increments", "/v1/feedback"
+INFER = "/v2/models/lifelist/infer"
 
 # ------------------------------------------------------------------------------------------------------------- rows
 
@@ -195,6 +202,43 @@ ROWS = [
         "the tensor has 999999999 images; send at most 256…", tensor("999999999,999999999,999999999,3", 100)),
     Bad("tensor with a shape of words", "POST", CLASSIFY, 400, "the tensor's shape should be N,H,W,3 or H,W,3, …",
         tensor("one,two,three,3", 100)),
+    # infer
+    Bad("wrong method", "GET", INFER, 405, "GET does not go with /v2/models/lifelist/infer; allowed: POST"),
+    Bad("no JSON", "POST", INFER, 400, "the body is not JSON: …", {"content": b"{"}),
+    Bad("no inputs", "POST", INFER, 400,
+        "send one input, images (UINT8, N,H,W,3) or image_bytes (BYTES, N: image files); not 'none'", {"json": {}}),
+    Bad("unknown parameter", "POST", f"{INFER}?top_k=3", 400,
+        "there is no parameter 'top_k'; parameters stand in the request's JSON", {"content": PNG}),
+    Bad("tensor of another size than its shape", "POST", INFER, 400,
+        "the data of 'images' has 3 elements; its shape says 768", {"json": pixels([1, 16, 16, 3], [1, 2, 3])}),
+    Bad("numbers that are no pixels", "POST", INFER, 400, "the data of 'images' run from 0 to 256; UINT8 holds 0 … 255",
+        {"json": pixels([1, 1, 1, 3], [0, 1, 256])}),
+    Bad("length of the JSON beyond the body", "POST", INFER, 400,
+        "Inference-Header-Content-Length should be a number from 0 to the body's 2 bytes, not '3'",
+        {"content": b"{}", "headers": {"Inference-Header-Content-Length": "3"}}),
+    Bad("compressed in a way that is not read", "POST", INFER, 415,
+        "the content encoding is 'br'; send gzip, deflate, or the body as it is",
+        {"content": b"x", "headers": {"Content-Encoding": "br"}}),
+    Bad("compressed, and cut off", "POST", INFER, 400, "the body is not one whole gzip stream: …",
+        {"content": gzip.compress(bytes(999))[:-4], "headers": {"Content-Encoding": "gzip"}}),
+    Bad("unknown model", "POST", "/v2/models/other/infer", 404,
+        "there is no model 'other'; this server has 'lifelist'", {"json": {}}),
+    Bad("version that is not loaded", "POST", "/v2/models/lifelist/versions/{refused}/infer", 409,
+        "version … is not loaded; loaded: …. Load it first: POST /v2/repository/models/lifelist/versions/…/load",
+        {"json": {}}),
+    Bad("unknown version", "POST", "/v2/models/lifelist/versions/4711/infer", 404, "there is no version 4711 in …",
+        {"json": {}}),
+    Bad("unknown version", "GET", "/v2/models/lifelist/versions/stable", 404,
+        "there is no version 'stable'; there are numbers from 1, and live, previous, candidate"),
+    Bad("version that is not loaded", "GET", "/v2/models/lifelist/versions/{refused}/ready", 409,
+        "version … is not loaded; load it first"),
+    Bad("model in the request", "POST", "/v2/repository/models/lifelist/load", 400,
+        "the parameter 'config' brings a model; only versions that the registry has are loaded",
+        {"json": {"parameters": {"config": "{}"}}}),
+    Bad("unloading what is live", "POST", "/v2/repository/models/lifelist/unload", 409,
+        "version … is live, and stays loaded: it answers", {"json": {"parameters": {"version": "live"}}}),
+    Bad("index of no JSON", "POST", "/v2/repository/index", 400, "the request should be a JSON object, not []",
+        {"json": []}),
     # examples
     Bad("wrong method", "GET", EXAMPLES, 405, "GET does not go with /v1/examples; allowed: POST"),
     Bad("JSON", "POST", EXAMPLES, 415,
@@ -360,8 +404,10 @@ Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong 
 | 408 | a body that did not arrive in time |
 | 409 | it cannot be done in the state that things are in |
 | 413 | over a limit; `lifelist settings` lists them |
-| 415 | a content type that is not read |
+| 415 | a content type, or an encoding, that is not read |
+| 501 | a part of the Open Inference Protocol that this server does not have |
 | 503 | not now: too much is queued, or no version answers; `Retry-After` says when to try again |
+| 504 | the time that the request itself gave has passed |
 
 A broken request is never answered by a 5xx. {len(ROWS)} of them, and what each gets (`…` stands for more of the same):
 

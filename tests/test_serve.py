@@ -129,16 +129,18 @@ def test_a_body_over_the_limit_is_refused_while_it_is_sent(server: Server, chunk
         assert http.post("/v1/classify", content=encoded(tiny_images()[0])).status_code == 200
 
 
-def test_it_answers_on_loopback_only(server: Server) -> None:
-    record = server.record()
-    own = {
-        (address, port)
-        for address, port in listeners(ground.processes(record.nonce))
-        if port < 32768 or port == server.port
-    }
-    assert ("127.0.0.1", server.port) in own
-    assert len(own) >= 6  # the front, HAProxy's two pages, Ray's fallback, the replicas and the operator
-    assert {address for address, _ in own} == {"127.0.0.1"}
+def own_listeners(server: Server) -> set[tuple[str, int]]:
+    """Where it listens, but for Ray's own ports."""
+    found = listeners(ground.processes(server.record().nonce))
+    return {(address, port) for address, port in found if port < 32768 or port in (server.port, server.grpc_port)}
+
+
+def test_it_answers_on_loopback_only_but_for_the_grpc_of_ray_serve_which_refuses(server: Server) -> None:
+    """tests/test_oip_clients.py sees that it refuses; without gRPC nothing else listens (`alone`, below)."""
+    record, own = server.record(), own_listeners(server)
+    assert {("127.0.0.1", server.port), ("127.0.0.1", server.grpc_port)} <= own
+    elsewhere = {(address, port % ground.BLOCK) for address, port in own if address != "127.0.0.1"}
+    assert elsewhere == {("::", 2), ("::", 105), ("::", 106), ("::", 107)}  # the fallback, replicas, operator
     folder = Path(record.folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert next(folder.glob("*/admin.sock")).is_socket()
@@ -209,7 +211,11 @@ def test_a_replica_killed_in_prepare_does_not_stop_the_swap(server: Server) -> N
 
 
 def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_version(server: Server) -> None:
-    version = another(server)
+    """And with the one that a client had every replica load by its number."""
+    loaded, version = another(server), another(server)
+    repository = f"/v2/repository/models/lifelist/versions/{loaded}"
+    with server.http() as http:
+        assert http.post(f"{repository}/load").status_code == 200
     with Load(server) as load:
         found = play(server, "kill_before_commit", version)
         moment = time.time()
@@ -219,6 +225,11 @@ def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_ver
     assert found["version"] == version
     assert load.after(moment) == {version}  # never the old one again, from any replica
     assert load.failures == []
+    assert eventually(lambda: [row["pinned"] for row in server.replicas().values()] == [[loaded]] * 2)
+    with server.http() as http:
+        assert http.get(f"/v2/models/lifelist/versions/{loaded}/ready").status_code == 200
+        assert http.post(f"{repository}/unload").status_code == 200
+    assert all(loaded not in row["held"] for row in server.replicas().values())
 
 
 def test_metrics_of_both_replicas_are_one_page(server: Server) -> None:
@@ -249,6 +260,10 @@ def test_one_replica_from_start_to_end_beside_another_server(server: Server, hom
         assert f"listening at {alone.url}" in alone.text()
         assert "version 1: 2 classes" in alone.text()
         assert "curl" in alone.text()
+
+        own = own_listeners(alone)
+        assert len(own) >= 5  # the front, HAProxy's two pages, Ray's fallback, the replica and the operator
+        assert {address for address, _ in own} == {"127.0.0.1"}
 
         # two servers on one machine never answer for each other
         nonce = alone.record().nonce

@@ -1,0 +1,265 @@
+"""The Open Inference Protocol over gRPC: the same calls as over HTTP.
+
+Ray Serve calls the methods of the deployment by the names of the service's. A replica listens for gRPC on all
+addresses, whatever we tell Ray; so each method first asks `admitted`.
+"""
+
+import ipaddress
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
+
+from google.protobuf.json_format import ParseDict
+from google.protobuf.message import Message
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2
+from tritonclient.grpc import service_pb2 as pb
+
+from lifelist.exporter.errors import LifelistError, Missing, NotPrepared, Unsupported
+from lifelist.serving import infer
+from lifelist.serving.classify import Parts
+from lifelist.serving.errors import status_of
+from lifelist.serving.messages import asked, choices, said
+
+SERVICERS = [  # as Ray Serve wants them: what adds each service to a server
+    "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+]
+SERVICES = ("", "inference.GRPCInferenceService")  # whose health there is to ask
+
+# fmt: off
+CODES = {  # status over HTTP → the same over gRPC
+    400: StatusCode.INVALID_ARGUMENT, 408: StatusCode.INVALID_ARGUMENT, 413: StatusCode.INVALID_ARGUMENT,
+    415: StatusCode.INVALID_ARGUMENT, 403: StatusCode.PERMISSION_DENIED, 404: StatusCode.NOT_FOUND,
+    409: StatusCode.FAILED_PRECONDITION, 500: StatusCode.INTERNAL, 501: StatusCode.UNIMPLEMENTED,
+    503: StatusCode.UNAVAILABLE, 504: StatusCode.DEADLINE_EXCEEDED,
+}
+ABSENT: dict[str, Any] = {  # methods of what this server does not have, and what they would answer
+    "TraceSetting": pb.TraceSettingResponse,
+    "LogSettings": pb.LogSettingsResponse,
+    "SystemSharedMemoryStatus": pb.SystemSharedMemoryStatusResponse,
+    "SystemSharedMemoryRegister": pb.SystemSharedMemoryRegisterResponse,
+    "SystemSharedMemoryUnregister": pb.SystemSharedMemoryUnregisterResponse,
+    "CudaSharedMemoryStatus": pb.CudaSharedMemoryStatusResponse,
+    "CudaSharedMemoryRegister": pb.CudaSharedMemoryRegisterResponse,
+    "CudaSharedMemoryUnregister": pb.CudaSharedMemoryUnregisterResponse,
+}
+# fmt: on
+LONGEST = 2000  # characters of an error: it travels in a header
+
+log = logging.getLogger(__name__)
+
+Said = TypeVar("Said", bound=Message)
+
+if TYPE_CHECKING:
+    from lifelist.serving.app import Replica
+
+
+class NotAdmitted(LifelistError):
+    """A call from where none is answered."""
+
+
+def admitted(context: Any) -> None:
+    """Raises if a call is not let in: it must come from this machine, as HAProxy's do, which passes on what is sent to
+    serving.grpc_port.
+    """
+    if not is_loopback(peer := context.peer()):
+        raise NotAdmitted(f"{peer} is not on this machine; ask at the server's own port for gRPC")
+
+
+def is_loopback(peer: str) -> bool:
+    """Whether a gRPC peer, `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`, is on this machine."""
+    family, _, place = unquote(peer).partition(":")
+    host = place.rpartition(":")[0].strip("[]")
+    if family not in ("ipv4", "ipv6"):
+        return family == "unix"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def answering(kind: type[Said]) -> Callable[[Callable[[Any, Any], Awaitable[Said]]], Callable[..., Awaitable[Said]]]:
+    """A method as Ray Serve calls it: what the one below gives, or an error as gRPC's code with its message.
+
+    An error is set and not raised: Ray would write a traceback for each. It takes the place of the empty answer.
+    """
+
+    def decorate(body: Callable[[Any, Any], Awaitable[Said]]) -> Callable[..., Awaitable[Said]]:
+        async def method(self: "Service", request: Any, grpc_context: Any) -> Said:
+            code = StatusCode.CANCELLED
+            try:
+                admitted(grpc_context)
+                found = await body(self, request)
+                code = StatusCode.OK
+            except Exception as error:  # noqa: BLE001  told to the client, and logged if it is none of ours
+                code = _failed(grpc_context, error)
+                found = kind()
+            finally:
+                self.replica.metrics.grpc_requests.labels(body.__name__, code.name).inc()
+            return found
+
+        method.__name__, method.__doc__ = body.__name__, body.__doc__
+        return method
+
+    return decorate
+
+
+def _let_in(context: Any) -> bool:
+    """Whether a stream may begin; if not, the client is told."""
+    try:
+        admitted(context)
+    except NotAdmitted as error:
+        _failed(context, error)
+        return False
+    return True
+
+
+def _failed(context: Any, error: Exception) -> StatusCode:
+    code = CODES[403 if isinstance(error, NotAdmitted) else status_of(error)]
+    context.set_code(code)
+    context.set_details(_message(error))
+    return code
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, LifelistError):
+        return str(error)[:LONGEST]
+    log.error("grpc.failed", exc_info=error, extra={"facts": {"reason": f"{type(error).__name__}: {error}"}})
+    return "internal error; the server's log has it"
+
+
+class Service:
+    """The methods of the services, each on the messages of the protocol."""
+
+    replica: "Replica"
+
+    @answering(pb.ServerLiveResponse)
+    async def ServerLive(self, request: Any) -> Any:
+        """Whether the server runs at all."""
+        return pb.ServerLiveResponse(live=True)
+
+    @answering(pb.ServerReadyResponse)
+    async def ServerReady(self, request: Any) -> Any:
+        """Whether queries are answered."""
+        return pb.ServerReadyResponse(ready=await self.replica.parts.repository.server_ready())
+
+    @answering(pb.ModelReadyResponse)
+    async def ModelReady(self, request: Any) -> Any:
+        """Whether every replica can answer by a version."""
+        try:
+            await self.replica.parts.repository.ready(request.name, request.version)
+        except (Missing, NotPrepared):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=True)
+
+    @answering(pb.ServerMetadataResponse)
+    async def ServerMetadata(self, request: Any) -> Any:
+        """What this server is."""
+        return ParseDict(self.replica.parts.repository.server(), pb.ServerMetadataResponse())
+
+    @answering(pb.ModelMetadataResponse)
+    async def ModelMetadata(self, request: Any) -> Any:
+        """Inputs and outputs of a version."""
+        found = await self.replica.parts.repository.metadata(request.name, request.version)
+        return ParseDict(found, pb.ModelMetadataResponse())
+
+    @answering(pb.ModelConfigResponse)
+    async def ModelConfig(self, request: Any) -> Any:
+        """The same as a model configuration."""
+        found = await self.replica.parts.repository.config(request.name, request.version)
+        return ParseDict({"config": found}, pb.ModelConfigResponse())
+
+    @answering(pb.ModelStatisticsResponse)
+    async def ModelStatistics(self, request: Any) -> Any:
+        """What all replicas counted."""
+        found = await self.replica.parts.repository.statistics(request.name, request.version)
+        return ParseDict(found, pb.ModelStatisticsResponse())
+
+    @answering(pb.RepositoryIndexResponse)
+    async def RepositoryIndex(self, request: Any) -> Any:
+        """All versions."""
+        return ParseDict(
+            {"models": await self.replica.parts.repository.index(request.ready)}, pb.RepositoryIndexResponse()
+        )
+
+    @answering(pb.RepositoryModelLoadResponse)
+    async def RepositoryModelLoad(self, request: Any) -> Any:
+        """Have every replica hold a version."""
+        await self.replica.parts.repository.load(request.model_name, choices(request.parameters))
+        return pb.RepositoryModelLoadResponse()
+
+    @answering(pb.RepositoryModelUnloadResponse)
+    async def RepositoryModelUnload(self, request: Any) -> Any:
+        """Let go of a version that was loaded."""
+        await self.replica.parts.repository.unload(request.model_name, choices(request.parameters))
+        return pb.RepositoryModelUnloadResponse()
+
+    @answering(pb.ModelInferResponse)
+    async def ModelInfer(self, request: Any) -> Any:
+        """What a version says to images."""
+        return await inferred(self.replica.parts, request)
+
+    async def ModelStreamInfer(self, requests: AsyncIterator[Any], grpc_context: Any) -> AsyncIterator[Any]:
+        """The same for one request after the other; an error is an answer, and the stream goes on."""
+        if not _let_in(grpc_context):
+            return
+        async for request in requests:
+            try:
+                found = pb.ModelStreamInferResponse(infer_response=await inferred(self.replica.parts, request))
+                code = StatusCode.OK
+            except Exception as error:  # noqa: BLE001  told to the client, and logged if it is none of ours
+                code = CODES[status_of(error)]
+                found = pb.ModelStreamInferResponse(error_message=_message(error))
+                found.infer_response.id = request.id
+            self.replica.metrics.grpc_requests.labels("ModelStreamInfer", code.name).inc()
+            yield found
+
+    @answering(health_pb2.HealthCheckResponse)
+    async def Check(self, request: Any) -> Any:
+        """grpc.health.v1: whether queries are answered."""
+        if request.service not in SERVICES:
+            raise Missing(f"there is no service {request.service[:80]!r}; there is {SERVICES[1]}")
+        ready = await self.replica.parts.repository.server_ready()
+        return health_pb2.HealthCheckResponse(status="SERVING" if ready else "NOT_SERVING")
+
+    @answering(health_pb2.HealthListResponse)
+    async def List(self, request: Any) -> Any:
+        """grpc.health.v1: the same for each service."""
+        ready = await self.replica.parts.repository.server_ready()
+        status = health_pb2.HealthCheckResponse(status="SERVING" if ready else "NOT_SERVING")
+        return health_pb2.HealthListResponse(statuses=dict.fromkeys(SERVICES, status))
+
+    async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
+        """grpc.health.v1: not here; clients then ask `Check` from time to time."""
+        if _let_in(grpc_context):
+            _failed(grpc_context, Unsupported("health is not watched here; ask Check"))
+        answers: list[Any] = []
+        for answer in answers:  # none; but it is a stream
+            yield answer
+
+
+def _absent(name: str, kind: type[Said]) -> Callable[..., Awaitable[Said]]:
+    async def body(self: Service, request: Any) -> Said:
+        raise Unsupported(f"this server has no {name}")
+
+    body.__name__, body.__doc__ = name, "Not here."
+    return answering(kind)(body)
+
+
+for name, kind in ABSENT.items():
+    setattr(Service, name, _absent(name, kind))
+
+
+async def inferred(parts: Parts, request: Any) -> Any:
+    """The ModelInferResponse to a ModelInferRequest."""
+    metrics = parts.metrics
+    with metrics.inflight.track_inprogress(), metrics.request_duration.time(), parts.intake.share() as share:
+        share.take(request.ByteSize())
+        found = await infer.answered(
+            parts, asked(request, parts.options.max_images), request.model_name, request.model_version
+        )
+    return said(found)
