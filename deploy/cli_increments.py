@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from lifelist.deploy.answers import ENDED, Increment, StepTaken
-from lifelist.deploy.client import Client, url_of
+from lifelist.deploy.client import Client, connected
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import flat, following, json_option, note, result, table, verdict
 from lifelist.exporter.errors import Failed
@@ -36,7 +36,7 @@ def start(
 
     With --watch and --json: each event as a line, then the increment.
     """
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         found = client.start_increment(classes or None, method, key)
         if watch:
             note(f"increment {found['id']}: {_names(found)} by {found['method']}")
@@ -54,7 +54,7 @@ def start(
 @click.pass_obj
 def list_(resolved: Resolved, as_json: bool) -> None:
     """List all increments, the oldest first."""
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         found = client.increments()
     rows = [(i["id"], i["state"], i["method"], _names(i), i["version"], i["created_at"]) for i in found]
     result(found, table(["id", "state", "method", "classes", "version", "created"], rows), as_json)
@@ -78,7 +78,7 @@ def show(resolved: Resolved, number: int, report: str | None, as_json: bool) -> 
         file = report_page.write(open_workshop(resolved.settings), number, Path(report or f"increment-{number}.html"))
         result({"report": str(file)}, str(file), as_json)
         return
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         found = client.increment(number)
     progress = found["progress"]
     now = [f"{progress['phase']}: epoch {progress['epoch']} of {progress['epochs']}"] if progress else []
@@ -93,7 +93,7 @@ def show(resolved: Resolved, number: int, report: str | None, as_json: bool) -> 
 @click.pass_obj
 def watch(resolved: Resolved, number: int, as_json: bool) -> None:
     """Follow increment NUMBER until it ends. With --json: each event as a line, then the increment."""
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         found = follow(client, number, as_json)
     _conclude(found, as_json)
 
@@ -105,7 +105,7 @@ def watch(resolved: Resolved, number: int, as_json: bool) -> None:
 @click.pass_obj
 def cancel(resolved: Resolved, number: int, watch: bool, as_json: bool) -> None:
     """Ask increment NUMBER to end; the live version stays as it is."""
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         found = client.cancel(number)
         if watch:
             found = follow(client, number, False)

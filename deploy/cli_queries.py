@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from lifelist.deploy.answers import Added, Classified
-from lifelist.deploy.client import Client, url_of
+from lifelist.deploy.client import connected
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import json_option, progress, result, table
 from lifelist.exporter.errors import BadInput
@@ -27,7 +27,7 @@ def classify(
     files = [file for path in images for file in images_in(path)]
     limits = resolved.settings.serving
     answers: list[Classified] = []
-    with Client(url_of(resolved.settings)) as client, progress("classified", len(files), "image") as bar:
+    with connected(resolved.settings) as client, progress("classified", len(files), "image") as bar:
         for some in batches(files, min(64, limits.max_images), limits.max_body_bytes // 2):
             answers.append(client.classify(some, top_k, answer))
             bar.by(len(some))
@@ -49,7 +49,7 @@ def classify(
 @click.pass_obj
 def classes(resolved: Resolved, as_json: bool) -> None:
     """List the classes that the live version knows."""
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         found = client.classes()
     rows = [(c["id"], c["name"], c["state"]) for c in found["classes"]]
     result(found, table(["id", "name", "state"], rows), as_json)
@@ -71,7 +71,7 @@ def add(resolved: Resolved, paths: tuple[Path, ...], name: str | None, as_json: 
     options = resolved.settings.examples
     total = sum(map(len, found.values()))
     answers: list[Added] = []
-    with Client(url_of(resolved.settings)) as client, progress("sent", total, "image") as bar:
+    with connected(resolved.settings) as client, progress("sent", total, "image") as bar:
         for title, files in found.items():
             # one request for each class where it fits: each answer comes with a version of its own
             for some in batches(files, options.max_per_request, options.max_request_bytes * 9 // 10):
@@ -97,7 +97,7 @@ def _added(answer: Added) -> str:
 @click.pass_obj
 def feedback(resolved: Resolved, prediction_id: str, true_class: str, as_json: bool) -> None:
     """Say that the image of PREDICTION_ID was of TRUE_CLASS."""
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         found = client.feedback(prediction_id, true_class)
     verdict = "right" if found["correct"] else f"wrong: it answered {found['predicted']['name']}"
     result(found, f"version {found['version']} was {verdict}; the truth is {found['truth']['name']}", as_json)

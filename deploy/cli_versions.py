@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from lifelist.deploy.answers import Moved
-from lifelist.deploy.client import Client, url_of
+from lifelist.deploy.client import connected
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import flat, json_option, result, table, verdict
 from lifelist.exporter.errors import Corrupt
@@ -96,7 +96,7 @@ def gc(resolved: Resolved, as_json: bool) -> None:
 @click.pass_obj
 def promote(resolved: Resolved, number: int, force: bool, as_json: bool) -> None:
     """Make version NUMBER live, on all replicas."""
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         _moved(client.promote(number, force), as_json)
 
 
@@ -105,7 +105,7 @@ def promote(resolved: Resolved, number: int, force: bool, as_json: bool) -> None
 @click.pass_obj
 def rollback(resolved: Resolved, as_json: bool) -> None:
     """Make the previous version live again."""
-    with Client(url_of(resolved.settings)) as client:
+    with connected(resolved.settings) as client:
         _moved(client.rollback(), as_json)
 
 

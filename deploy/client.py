@@ -16,8 +16,10 @@ from lifelist.deploy.answers import ENDED, Added, Classified, Increment, Json, J
 from lifelist.deploy.settings import Settings
 from lifelist.exporter.errors import (
     BadInput,
+    BadKey,
     Conflict,
     Failed,
+    Forbidden,
     LifelistError,
     Missing,
     Overloaded,
@@ -29,6 +31,8 @@ File = Path | tuple[str, bytes]  # an image on disk, or its name and its bytes
 
 _ERRORS: dict[int, type[LifelistError]] = {
     400: BadInput,
+    401: BadKey,
+    403: Forbidden,
     404: Missing,
     405: BadInput,
     409: Conflict,
@@ -46,6 +50,11 @@ def url_of(settings: Settings) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.serving.port}"
 
 
+def connected(settings: Settings) -> "Client":
+    """A connection to the server of these settings, with the key that they hold."""
+    return Client(url_of(settings), api_key=settings.api_key.get_secret_value())
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One server-sent event of an increment."""
@@ -61,10 +70,11 @@ class Client:
     Raises what the server would have raised: BadInput, Missing, Conflict …; Unavailable where nobody answers.
     """
 
-    def __init__(self, url: str, timeout_s: float = 60) -> None:
+    def __init__(self, url: str, timeout_s: float = 60, api_key: str = "") -> None:
         self.url = url.rstrip("/")
         # trust_env off: a proxy for the internet, set in the environment, must not get requests to this machine
-        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_s, headers=headers, trust_env=False)
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import json
 import os
 import shutil
@@ -87,6 +88,15 @@ def check_port(host: str, port: int) -> None:
                     f"lifelist serve --port {port + 1 if port < 65535 else port - 1}"
                 ) from None
             raise BadSetting(f"cannot listen at {host}, port {port}: {error.strerror}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def take_block() -> Block:

@@ -24,7 +24,9 @@ from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
 from lifelist.serving import catalog, prediction
+from lifelist.serving.auth import Guarded
 from lifelist.serving.catalog import Catalog
+from lifelist.serving.keys import Guard
 from lifelist.serving.numbers import natural
 
 CATCH_UP_S, CATCH_UP_AT_MOST_S = 1.0, 30.0  # between looks for images to enrol; more after each failure
@@ -81,10 +83,11 @@ class Desk:
         self.turn = asyncio.Lock()
 
 
-def app(workshop: Workshop, catalog_: Catalog) -> FastAPI:
+def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     """The whole application of the operator: these routes beside the catalog's."""
     made = catalog.app(catalog_)
     made.add_middleware(uploads.SmallBodies, but_for="/v1/examples")
+    made.add_middleware(Guarded, guard=guard)  # the last added is outermost: it is asked before a body is read
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
     made.include_router(routes)
     return made

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
+from lifelist.deploy.ground import is_loopback
 from lifelist.serving.options import ServingOptions
 from lifelist.training.options import TrainingOptions
 
@@ -90,6 +91,7 @@ class Settings(_Options):
     database: str = Field(
         default="", description="SQLAlchemy URL of rollouts and feedback; empty: lifelist.db in home (SQLite)"
     )
+    api_key: SecretStr = Field(default=SecretStr(""), description="what commands that call a server present to it")
     training_workers: int = Field(
         default=1,
         ge=0,
@@ -137,6 +139,16 @@ class Settings(_Options):
         return self.home / "work"
 
     @property
+    def keys_file(self) -> Path:
+        """The API keys, as hashes."""
+        return self.home / "keys.json"
+
+    @property
     def secret_file(self) -> Path:
         """The key that prediction ids are sealed with."""
         return self.home / "secret.key"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may call as long as there are no API keys."""
+        return self.serving.allow_anonymous or is_loopback(self.serving.host)

@@ -7,6 +7,8 @@ LifelistError
 │   ├── TooLarge        over a declared limit
 │   ├── TooSlow         a body that did not arrive in time
 │   └── WrongType       a content type that we do not read
+├── BadKey              no API key, or one that is not known here
+├── Forbidden           an API key that is not for this
 ├── Missing             a version, class, increment or prediction that does not exist
 ├── Conflict            it cannot be done in the state things are in
 │   ├── Moved           a reference was not what the caller expected (compare-and-swap lost)
@@ -50,6 +52,14 @@ class TooSlow(BadInput):
 
 class WrongType(BadInput):
     """A content type that we do not read; the message names those we do."""
+
+
+class BadKey(LifelistError):
+    """No API key, or one that is not known here."""
+
+
+class Forbidden(LifelistError):
+    """An API key that is not for this."""
 
 
 class Missing(LifelistError):

@@ -18,6 +18,7 @@ from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Intake
 from lifelist.serving.classify import Parts
 from lifelist.serving.follow import Follower, Report, Status, loader
+from lifelist.serving.keys import Guard
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Family, Metrics
 from lifelist.serving.options import ServingOptions
@@ -29,7 +30,7 @@ UNBOUNDED = 100_000  # requests that Ray lets in: admission is ours, so that wha
 class Replica:
     """One replica, without Ray: whatever it needs to answer, wired together."""
 
-    def __init__(self, name: str, registry: Registry, options: ServingOptions, key: bytes) -> None:
+    def __init__(self, name: str, registry: Registry, options: ServingOptions, key: bytes, guard: Guard) -> None:
         ref = registry.ref("live")
         if ref is None:
             raise Missing(f"{registry.url} has no live version; make one: lifelist base DATA")
@@ -51,7 +52,7 @@ class Replica:
         self.follower = Follower(name, registry, load, self.live, self.metrics)
         self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
         self.app: ASGIApp = classify.app(
-            Parts(options, self.live, self.batcher, self.intake, self.decoders, self.metrics, key)
+            Parts(options, self.live, self.batcher, self.intake, self.decoders, self.metrics, key, guard)
         )
 
     def status(self) -> Status:
@@ -79,11 +80,11 @@ class Classifier:
     """A replica as Ray Serve runs it. `prepare`, `commit` and `release` are reached by `handle.broadcast`."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, registry: str, options: ServingOptions, key: bytes, set_up: Callable[[], None]
+        self, registry: str, options: ServingOptions, key: bytes, guard: Guard, set_up: Callable[[], None]
     ) -> None:
         set_up()
         name = serve.get_replica_context().replica_id.unique_id
-        self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key)
+        self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key, guard)
         await self.replica.follower.look()  # a swap may have gone by while it loaded
         self.following = asyncio.create_task(self.replica.follower.keep_up(options.reconcile_s))
 
@@ -118,7 +119,7 @@ class Classifier:
 
 
 def application(
-    registry: str, options: ServingOptions, key: bytes, set_up: Callable[[], None] = lambda: None
+    registry: str, options: ServingOptions, key: bytes, guard: Guard, set_up: Callable[[], None] = lambda: None
 ) -> serve.Application:
     """The Ray Serve application that answers at /v1/classify. `set_up` runs first in each replica: logging, say."""
     deployment: Any = serve.deployment(  # its stubs take it for a decorator alone
@@ -133,7 +134,7 @@ def application(
         graceful_shutdown_timeout_s=options.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.2,
     )
-    bound: serve.Application = deployment.bind(registry, options, key, set_up)
+    bound: serve.Application = deployment.bind(registry, options, key, guard, set_up)
     return bound
 
 

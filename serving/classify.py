@@ -19,9 +19,11 @@ from lifelist.exporter.errors import BadImage, BadInput, LifelistError, TooLarge
 from lifelist.exporter.manifest import AnswerKind, Preprocess
 from lifelist.exporter.preprocess import ImageLimits, Pixels, decode, fit
 from lifelist.serving import prediction
+from lifelist.serving.auth import Guarded
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Encoded, Images, Intake
 from lifelist.serving.errors import HANDLERS
+from lifelist.serving.keys import Guard
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
 from lifelist.serving.numbers import natural
@@ -43,6 +45,7 @@ class Parts:
     decoders: Executor
     metrics: Metrics
     key: bytes  # seals prediction ids
+    guard: Guard
 
 
 def app(parts: Parts) -> ASGIApp:
@@ -51,7 +54,7 @@ def app(parts: Parts) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers=HANDLERS)
     inner.router.redirect_slashes = False  # a path that does not exist is a 404, not a detour
     inner.state.parts = parts
-    return Measured(_WholePath(inner), parts.metrics)
+    return Measured(Guarded(_WholePath(inner), parts.guard), parts.metrics)
 
 
 class _WholePath:

@@ -11,9 +11,11 @@ from starlette.responses import JSONResponse
 
 from lifelist.exporter.errors import (
     BadInput,
+    BadKey,
     Conflict,
     Corrupt,
     Failed,
+    Forbidden,
     LifelistError,
     Missing,
     Overloaded,
@@ -30,6 +32,8 @@ STATUS: dict[type[Exception], int] = {  # the nearest class that an error is of 
     TooSlow:     408,
     TooLarge:    413,
     WrongType:   415,
+    BadKey:      401,
+    Forbidden:   403,
     Missing:     404,
     Conflict:    409,
     Refused:     409,
@@ -51,7 +55,7 @@ def as_json(request: Request, error: Exception) -> JSONResponse:
         message = str(error)
     else:
         message = INTERNAL.format(request_id=request.headers.get("x-request-id", "unknown"))
-    headers = {}
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     if status == 503:
         headers["Retry-After"] = str(error.retry_after_s if isinstance(error, Overloaded) else 1)
     return JSONResponse({"error": message}, status, headers)

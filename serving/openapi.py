@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lifelist.serving.auth import ACCESS, ANYONE
 from lifelist.serving.body import FORM_TYPE, IMAGE_TYPES, SHAPE_HEADER
 from lifelist.serving.classify import LARGEST_TOP_K, PATH
 from lifelist.serving.options import ServingOptions
@@ -10,6 +11,8 @@ Json = dict[str, Any]
 
 ERRORS = {
     "400": "what was sent cannot be used",
+    "401": "no API key, or one that is not known",
+    "403": "an API key that may do other things",
     "404": "a version, class or increment that does not exist",
     "405": "another method than POST",
     "408": "the body did not arrive in time",
@@ -17,6 +20,11 @@ ERRORS = {
     "413": "over a limit",
     "415": "a content type that is not read",
     "503": "not now: too much to do, no replica, or no version; Retry-After says when to try again",
+}
+
+SCHEMES = {  # either will do, and neither is needed by a server without API keys
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
 # fmt: off
@@ -43,16 +51,20 @@ def complete(schema: Json, options: ServingOptions) -> Json:
         schemas.pop(generated, None)
     schemas["Error"] = _object({"error": {"type": "string"}})
     schemas["Classified"] = _classified()
+    schema["components"]["securitySchemes"] = SCHEMES
     schema["paths"] = {PATH: {"post": _classify(options)}} | schema["paths"]
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop("422", None)  # FastAPI's; ours is 400
-            operation["responses"] |= _refusals(f"{method.upper()} {path}")
+            route = f"{method.upper()} {path}"
+            keyed = ACCESS[route] != ANYONE
+            operation["responses"] |= _refusals(f"{BESIDE.get(route, '')} {'401 403' if keyed else ''}")
+            operation["security"] = [{}, *({scheme: []} for scheme in SCHEMES)] if keyed else []
     return schema
 
 
-def _refusals(route: str) -> Json:
-    return {status: _error(ERRORS[status]) for status in sorted(f"{ANYWHERE} {BESIDE.get(route, '')}".split())}
+def _refusals(beside: str) -> Json:
+    return {status: _error(ERRORS[status]) for status in sorted(f"{ANYWHERE} {beside}".split())}
 
 
 def _classify(options: ServingOptions) -> Json:

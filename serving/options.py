@@ -16,6 +16,9 @@ class ServingOptions(BaseModel):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    allow_anonymous: bool = Field(
+        default=False, description="listen beyond loopback although there are no API keys, so that everybody may call"
+    )
     replicas: int = Field(default=1, ge=1, le=80, description="processes that answer queries")
     provider: str = Field(
         default="auto",

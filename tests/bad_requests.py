@@ -352,7 +352,8 @@ Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong 
 | status | when |
 | --- | --- |
 | 400 | what was sent cannot be used |
-| 403 | a WebSocket |
+| 401 | no API key where one is needed, or one that is not known |
+| 403 | an API key that may do other things; a WebSocket |
 | 404 | a route, version, class or increment that does not exist |
 | 405 | a method that does not go with the route |
 | 408 | a body that did not arrive in time |

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from parts import BIRDS, encoded, tiny_images, tiny_version
+from parts import BIRDS, OPEN, encoded, tiny_images, tiny_version
 from PIL import Image
 
 from lifelist.exporter.registry import Ref, Registry
@@ -33,7 +33,7 @@ class Site:
 
     def __init__(self, registry: Registry, options: ServingOptions = LIMITS) -> None:
         self.loop = asyncio.new_event_loop()
-        self.replica = Replica("one", registry, options, KEY)
+        self.replica = Replica("one", registry, options, KEY, OPEN)
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         async def asked() -> httpx.Response:
@@ -369,4 +369,4 @@ def test_a_registry_with_nothing_live_starts_no_replica(tmp_path: Path) -> None:
     from lifelist.exporter.errors import Missing
 
     with pytest.raises(Missing, match="no live version; make one: lifelist base DATA"):
-        Replica("one", Registry(str(tmp_path)), ServingOptions(), KEY)
+        Replica("one", Registry(str(tmp_path)), ServingOptions(), KEY, OPEN)

@@ -1,0 +1,92 @@
+"""Who may call which route: one table, and the layer around both applications that holds to it."""
+
+import functools
+import re
+
+from starlette.requests import Request
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lifelist.exporter.errors import LifelistError
+from lifelist.serving.errors import as_json
+from lifelist.serving.keys import ROLES, Guard, Role
+
+ANYONE = "anyone"
+
+# fmt: off
+ACCESS = {  # route → the roles that may call it; `operate` may call every one, and alone what is not in the table
+    "GET /v1/health/live":                    ANYONE,  # who watches a server needs no key of it
+    "GET /v1/health/ready":                   ANYONE,
+    "GET /docs":                              ANYONE,  # a browser sends no key for a page; nothing in it is secret
+    "GET /docs/{name}":                       ANYONE,
+    "GET /openapi.json":                      ANYONE,
+    "POST /v1/classify":                      "classify",
+    "POST /v1/feedback":                      "feedback",
+    "GET /v1/classes":                        "classify feedback read",
+    "GET /v1/versions":                       "read",
+    "GET /v1/versions/{version}":             "read",
+    "GET /v1/increments":                     "read",
+    "GET /v1/increments/{increment}":         "read",
+    "GET /v1/increments/{increment}/events":  "read",
+    "GET /metrics":                           "read",
+    "POST /v1/examples":                      "operate",
+    "POST /v1/increments":                    "operate",
+    "POST /v1/increments/{increment}:cancel": "operate",
+    "POST /v1/versions/{version}:promote":    "operate",
+    "POST /v1/rollback":                      "operate",
+}
+# fmt: on
+
+Rule = tuple[Role, ...] | None  # None: anyone
+
+
+class Guarded:
+    """An ASGI application that only those reach who may: others get 401 or 403 before a byte of a body is read."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self.app, self.guard = app, guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (roles := rule(scope["method"], scope["path"])) is not None:
+            try:
+                self.guard.check(presented(scope), roles)
+            except LifelistError as error:
+                await as_json(Request(scope), error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def rule(method: str, path: str) -> Rule:
+    """Who may call: one of these roles, or None for anyone."""
+    method = "GET" if method == "HEAD" else method
+    if (method, path) in _exact():
+        return _exact()[method, path]
+    for known, pattern, roles in _patterns():
+        if method == known and pattern.match(path):
+            return roles
+    return ("operate",)
+
+
+def presented(scope: Scope) -> str | None:
+    """The key that came with a request. A header that holds no key of ours, Basic say, counts as none."""
+    found = {name: value for name, value in scope["headers"] if name in (b"authorization", b"x-api-key")}
+    scheme, _, bearer = found.get(b"authorization", b"").partition(b" ")
+    key = bearer.strip() if scheme.lower() == b"bearer" else found.get(b"x-api-key", b"")
+    return key.decode("latin-1") or None
+
+
+def _roles(text: str) -> Rule:
+    return None if text == ANYONE else tuple(role for role in ROLES if role in text.split())
+
+
+@functools.cache
+def _exact() -> dict[tuple[str, str], Rule]:
+    rows = [(*route.split(" "), _roles(text)) for route, text in ACCESS.items() if "{" not in route]
+    return {(method, path): roles for method, path, roles in rows}
+
+
+@functools.cache
+def _patterns() -> list[tuple[str, "re.Pattern[str]", Rule]]:
+    """The routes with a part that varies, as Starlette itself matches them."""
+    rows = [(*route.split(" "), _roles(text)) for route, text in ACCESS.items() if "{" in route]
+    return [(method, compile_path(path)[0], roles) for method, path, roles in rows]
