@@ -5,6 +5,7 @@ import errno
 import fcntl
 import ipaddress
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lifelist.deploy import haproxy
 from lifelist.exporter.errors import BadSetting, Conflict, Unavailable
+from lifelist.serving.options import ServingOptions
 
 FIRST, LAST, BLOCK = 30000, 32700, 100  # ports; below the range from which systems give out their own
 MARK = "X_LIFELIST_SERVER"  # in the environment of every process of a server: its nonce
@@ -212,7 +215,7 @@ def _all_processes() -> list[int]:
     return []
 
 
-def environment(block: Block, folder: Path, nonce: str, drain_s: float) -> Mapping[str, str]:
+def environment(block: Block, folder: Path, nonce: str, options: ServingOptions) -> Mapping[str, str]:
     """The environment that Ray and Ray Serve read when they are imported and started; docs/serving.md explains it."""
     return block.variables() | {
         MARK: nonce,
@@ -230,9 +233,16 @@ def environment(block: Block, folder: Path, nonce: str, drain_s: float) -> Mappi
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # three failures, and HAProxy is started anew
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",  # else another program could share our port, unseen
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(drain_s),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(options.drain_s),
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(options.max_header_bytes + haproxy.RESERVED),
+        # a client from which nothing comes though something should, after the answer of 408 too
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(options.stall_timeout_s) + 2),
+        haproxy.HEAD_TIMEOUT: str(options.head_timeout_s),
+        haproxy.BODY_TIMEOUT: str(math.ceil(options.read_timeout_s)),
         # Ray: nobody without the token runs anything; replicas see the GPU without reserving it
         "RAY_AUTH_MODE": "token",
+        # 0: as Ray does it by itself there, whatever it starts listens on loopback, open pages of metrics included
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": str(int(options.ray_everywhere)),
         "RAY_worker_niceness": "0",  # 15 is Ray's own choice; a server that answers is no background job
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -60,7 +60,11 @@ def start(settings: Settings, nonce: str) -> str:
         object_store_memory=OBJECT_STORE,
     )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    options = {"host": settings.serving.host, "port": settings.serving.port}
+    options = {
+        "host": settings.serving.host,
+        "port": settings.serving.port,
+        "keep_alive_timeout_s": settings.serving.keep_alive_s,
+    }
     serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
     try:
         serve.run_many(targets(settings, key_in(settings.secret_file), nonce))

@@ -109,7 +109,7 @@ def running(settings: Settings) -> Iterator[Server]:
         head, up = None, False
         try:
             ground.write(settings.home, record)
-            head = _head(settings, nonce, ground.environment(block, folder, nonce, settings.serving.drain_s))
+            head = _head(settings, nonce, ground.environment(block, folder, nonce, settings.serving))
             ground.write(settings.home, replace(record, ray=_answer(head)["ray"]))
             provider = _verified(settings, nonce)
             up = True

@@ -15,6 +15,7 @@ LifelistError
 │   └── NotPrepared     a version asked to answer was not loaded here
 ├── Unavailable         not now; try again
 │   └── Overloaded      more work is queued than the limit allows
+│       └── TooOften    one caller wants more than its share
 ├── Corrupt             stored bytes are not what the manifest says
 │   └── BadManifest     a manifest that is not one
 ├── Refused             a verdict: a candidate failed a declared check
@@ -88,6 +89,10 @@ class Overloaded(Unavailable):
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class TooOften(Overloaded):
+    """One caller wants more than its share; another may be served."""
 
 
 class Corrupt(LifelistError):

@@ -45,6 +45,7 @@ class Replica:
             max_batch=options.max_batch,
             max_queue=options.max_queue,
             on_batch=self.metrics.batch.observe,
+            on_cancel=self.metrics.cancelled.inc,
         )
         self.intake = Intake(options)
         self.metrics.queued.set_function(lambda: self.batcher.queued)

@@ -10,8 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lifelist.exporter.errors import LifelistError
 from lifelist.serving.errors import as_json
 from lifelist.serving.keys import ROLES, Guard, Role
+from lifelist.serving.rate import Buckets
 
 ANYONE = "anyone"
+CALLER = "lifelist.caller"  # in a scope: the name of the key, or ANYONE
 
 # fmt: off
 ACCESS = {  # route → the roles that may call it; `operate` may call every one, and alone what is not in the table
@@ -41,15 +43,21 @@ Rule = tuple[Role, ...] | None  # None: anyone
 
 
 class Guarded:
-    """An ASGI application that only those reach who may: others get 401 or 403 before a byte of a body is read."""
+    """An ASGI application that only those reach who may, `rate` times a second at most (0: as often as they like).
 
-    def __init__(self, app: ASGIApp, guard: Guard) -> None:
-        self.app, self.guard = app, guard
+    Others get 401, 403 or 429 before a byte of a body is read. Who called stands in the scope, as `CALLER`.
+    """
+
+    def __init__(self, app: ASGIApp, guard: Guard, rate: float) -> None:
+        self.app, self.guard, self.rate = app, guard, rate
+        self.buckets = Buckets(rate, holds=max(1, rate))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (roles := rule(scope["method"], scope["path"])) is not None:
             try:
-                self.guard.check(presented(scope), roles)
+                key = self.guard.check(presented(scope), roles)
+                scope[CALLER] = key.name if key else ANYONE
+                self.buckets.take(scope[CALLER], 1, f"{self.rate:g} requests a second")
             except LifelistError as error:
                 await as_json(Request(scope), error)(scope, receive, send)
                 return

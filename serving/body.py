@@ -1,6 +1,5 @@
 """From the body of a query to images: a raw file, many in a form, or a tensor. Limits hold while it still arrives."""
 
-import asyncio
 import math
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
@@ -9,16 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from lifelist.exporter.errors import BadInput, Overloaded, TooLarge, TooSlow, WrongType
+from lifelist.exporter.errors import BadInput, Overloaded, TooLarge, WrongType
 from lifelist.exporter.preprocess import Pixels
+from lifelist.serving import arrival
 from lifelist.serving.options import ServingOptions
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # the last: curl --data-binary
 FORM_TYPE = "multipart/form-data"
 SHAPE_HEADER = "x-tensor-shape"
+FEWER = "Send fewer or smaller images in one query"
 
 HOW = (
     "send an image (image/jpeg, image/png, image/webp), a form of image files (multipart/form-data), or a uint8 tensor "
@@ -74,18 +75,9 @@ class Body:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         shape = shape if shape is not None else headers.get(SHAPE_HEADER)
         self._check_head(kind, shape, headers)
-        try:
-            async with asyncio.timeout(self.options.read_timeout_s):
-                if kind == FORM_TYPE:
-                    return await self._form(headers)
-                data = b"".join([chunk async for chunk in self._chunks()])
-        except TimeoutError:
-            raise TooSlow(
-                f"{self.held:,} bytes of the body arrived in {self.options.read_timeout_s:g} s, and not all; "
-                "send fewer images in one request"
-            ) from None
-        except ClientDisconnect as error:
-            raise BadInput(f"the connection was closed after {self.held:,} bytes of the body") from error
+        if kind == FORM_TYPE:
+            return await self._form(headers)
+        data = b"".join([chunk async for chunk in self._chunks()])
         if not data:
             raise BadInput(f"the body is empty; {HOW}")
         return [Encoded("", data)] if shape is None else tensor(data, shape, self.options)
@@ -100,17 +92,16 @@ class Body:
             raise WrongType(
                 f"the content encoding is {encoding!r}; images are compressed already, send them as they are"
             )
-        declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.options.max_body_bytes:
-            raise TooLarge(self._too_large(int(declared)))
+        arrival.check_length(self.request, self.options.max_body_bytes, FEWER)
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives, each byte counted."""
-        async for chunk in self.request.stream():
+        limit = self.options.max_body_bytes
+        async for chunk in arrival.chunks(self.request, self.options, self.options.read_timeout_s):
             self.held += len(chunk)
             self.intake.held += len(chunk)
-            if self.held > self.options.max_body_bytes:
-                raise TooLarge(self._too_large(self.held))
+            if self.held > limit:
+                raise TooLarge(arrival.too_large(self.held, limit, FEWER))
             if self.intake.held > self.options.max_buffered_bytes:
                 raise Overloaded(
                     f"the bodies of all queries together exceed {self.options.max_buffered_bytes:,} bytes; try again"
@@ -137,10 +128,6 @@ class Body:
             raise BadInput(f"the form has no image, or ends before its last boundary; {HOW}")
         files = [part for _, part in parts if isinstance(part, UploadFile)]
         return [Encoded(file.filename or "", await file.read()) for file in files]
-
-    def _too_large(self, size: int) -> str:
-        limit = self.options.max_body_bytes
-        return f"the body has {size:,} bytes or more; the limit is {limit:,}. Send fewer or smaller images in one query"
 
 
 class _InMemory(MultiPartParser):

@@ -54,7 +54,9 @@ def app(parts: Parts) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers=HANDLERS)
     inner.router.redirect_slashes = False  # a path that does not exist is a 404, not a detour
     inner.state.parts = parts
-    return Measured(Guarded(_WholePath(inner), parts.guard), parts.metrics)
+    rate = parts.options.requests_per_second / parts.options.replicas
+    guarded = Guarded(_WholePath(inner), parts.guard, rate)
+    return Measured(guarded, parts.metrics)
 
 
 class _WholePath:

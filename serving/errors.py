@@ -21,6 +21,7 @@ from lifelist.exporter.errors import (
     Overloaded,
     Refused,
     TooLarge,
+    TooOften,
     TooSlow,
     Unavailable,
     WrongType,
@@ -37,6 +38,7 @@ STATUS: dict[type[Exception], int] = {  # the nearest class that an error is of 
     Missing:     404,
     Conflict:    409,
     Refused:     409,
+    TooOften:    429,
     Unavailable: 503,
     Corrupt:     503,
     Failed:      500,
@@ -56,7 +58,9 @@ def as_json(request: Request, error: Exception) -> JSONResponse:
     else:
         message = INTERNAL.format(request_id=request.headers.get("x-request-id", "unknown"))
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-    if status == 503:
+    if status == 408:
+        headers["Connection"] = "close"  # else whoever sends so slowly would hold it on
+    if status in (429, 503):
         headers["Retry-After"] = str(error.retry_after_s if isinstance(error, Overloaded) else 1)
     return JSONResponse({"error": message}, status, headers)
 

@@ -19,6 +19,7 @@ ERRORS = {
     "409": "it cannot be done in the state that things are in",
     "413": "over a limit",
     "415": "a content type that is not read",
+    "429": "one caller wants more than its share; Retry-After says when to try again",
     "503": "not now: too much to do, no replica, or no version; Retry-After says when to try again",
 }
 
@@ -32,14 +33,14 @@ ANYWHERE = "400 503"
 BESIDE = {  # route → what it answers beside those
     f"POST {PATH}":                           "405 408 413 415",
     "GET /v1/versions/{version}":             "404",
-    "POST /v1/versions/{version}:promote":    "404 409 413 415",
-    "POST /v1/rollback":                      "404 409",
-    "POST /v1/examples":                      "409 413 415",
-    "POST /v1/increments":                    "404 409 413 415",
+    "POST /v1/versions/{version}:promote":    "404 408 409 413 415",
+    "POST /v1/rollback":                      "404 408 409 413",
+    "POST /v1/examples":                      "408 409 413 415",
+    "POST /v1/increments":                    "404 408 409 413 415",
     "GET /v1/increments/{increment}":         "404",
     "GET /v1/increments/{increment}/events":  "404",
-    "POST /v1/increments/{increment}:cancel": "404 409",
-    "POST /v1/feedback":                      "404 413 415",
+    "POST /v1/increments/{increment}:cancel": "404 408 409 413",
+    "POST /v1/feedback":                      "404 408 413 415",
 }
 # fmt: on
 
@@ -58,7 +59,7 @@ def complete(schema: Json, options: ServingOptions) -> Json:
             operation["responses"].pop("422", None)  # FastAPI's; ours is 400
             route = f"{method.upper()} {path}"
             keyed = ACCESS[route] != ANYONE
-            operation["responses"] |= _refusals(f"{BESIDE.get(route, '')} {'401 403' if keyed else ''}")
+            operation["responses"] |= _refusals(f"{BESIDE.get(route, '')} {'401 403 429' if keyed else ''}")
             operation["security"] = [{}, *({scheme: []} for scheme in SCHEMES)] if keyed else []
     return schema
 

@@ -280,7 +280,7 @@ ROWS = [
     Bad("increment of 5000 digits", "GET", f"{INCREMENTS}/0000000001{'9' * 5000}", 404,
         "no increment has number '0000000001999…'; …"),
     Bad("JSON of 2 MiB", "POST", INCREMENTS, 413,
-        "the body is longer than 1,048,576 bytes; only POST /v1/examples takes as much",
+        "the body has … bytes or more; the limit is 1,048,576. Only POST /v1/examples takes as much",
         {"content": b'{"classes": ["' + b"w" * 2**21 + b'"]}', "headers": {"Content-Type": "application/json"}}),
     Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405, "DELETE does not go with /v1/increments/1; allowed: GET"),
     Bad("events of an unknown increment", "GET", f"{INCREMENTS}/4711/events", 404, "no increment has id 4711"),
@@ -360,6 +360,7 @@ Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong 
 | 409 | it cannot be done in the state that things are in |
 | 413 | over a limit; `lifelist settings` lists them |
 | 415 | a content type that is not read |
+| 429 | one caller wants more than its share; `Retry-After` says when to try again |
 | 503 | not now: too much is queued, or no version answers; `Retry-After` says when to try again |
 
 A broken request is never answered by a 5xx. {len(ROWS)} of them, and what each gets (`…` stands for more of the same):

@@ -148,7 +148,7 @@ def test_the_description_has_every_route_and_every_refusal(registry: Registry) -
     assert set(classify["requestBody"]["content"]) == {
         "image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data",
     }  # fmt: skip
-    assert {"200", "400", "405", "408", "413", "415", "503"} == set(classify["responses"])
+    assert {"200", "400", "401", "403", "405", "408", "413", "415", "429", "503"} == set(classify["responses"])
     assert "422" not in str(found["paths"])  # nothing answers so
     for reference in set(re.findall(r"#/components/schemas/(\w+)", str(found))):
         assert reference in found["components"]["schemas"]
