@@ -4,7 +4,9 @@ RequestFailed (LifelistError)   status, request_id
 ├── BadInput                    what was sent cannot be used
 │   ├── TooLarge                over a limit of the server's
 │   └── WrongType               a content type that it does not read
-├── Denied                      no API key, or one that may not do this
+├── Denied
+│   ├── BadKey                  no API key, or one that the server does not know
+│   └── Forbidden               a key that may not do this
 ├── Missing                     a version, class or increment that does not exist
 ├── Conflict                    it cannot be done in the state that things are in
 ├── Unavailable                 not now, even after trying again; or nobody answers
@@ -39,6 +41,14 @@ class Denied(RequestFailed):
     """No API key, or one that may not do this."""
 
 
+class BadKey(Denied, errors.BadKey):
+    """No API key, or one that the server does not know."""
+
+
+class Forbidden(Denied, errors.Forbidden):
+    """A key that may not do this."""
+
+
 class Missing(RequestFailed, errors.Missing):
     """A version, class or increment that does not exist."""
 
@@ -56,8 +66,8 @@ class Failed(RequestFailed, errors.Failed):
 
 
 OF_STATUS: dict[int, type[RequestFailed]] = {
-    401: Denied,
-    403: Denied,
+    401: BadKey,
+    403: Forbidden,
     404: Missing,
     409: Conflict,
     413: TooLarge,

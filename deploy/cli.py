@@ -9,7 +9,7 @@ from importlib.metadata import version as installed_version
 
 import click
 
-from lifelist.deploy import cli_bench, cli_increments, cli_local, cli_queries, cli_versions, events
+from lifelist.deploy import cli_bench, cli_increments, cli_keys, cli_local, cli_queries, cli_versions, events
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.sources import Resolved, resolve
 from lifelist.deploy.terminal import note
@@ -97,6 +97,7 @@ for _command in (
     cli_versions.versions,
     cli_versions.rollback,
     cli_queries.feedback,
+    cli_keys.keys,
     cli_local.train,
     cli_local.demo,
     cli_bench.bench,

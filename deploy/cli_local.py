@@ -73,7 +73,8 @@ def _escaped(text: str) -> str:
 def _default(key: Key) -> str:
     if isinstance(key.default, tuple):
         return "<br>".join(f"`{_short(_plain(item))}`" for item in key.default) or "none"
-    return "empty" if key.default == "" else f"`{_short(_plain(key.default))}`"
+    text = _short(_plain(key.default))
+    return f"`{text}`" if text else "empty"
 
 
 def _plain(value: Any) -> Any:

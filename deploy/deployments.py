@@ -14,6 +14,7 @@ from lifelist.deploy.workshop import open_workshop
 from lifelist.exporter.registry import Registry
 from lifelist.serving import app, classify
 from lifelist.serving.catalog import Catalog
+from lifelist.serving.keys import Guard
 from lifelist.serving.replicas import APPLICATION, Broadcast
 
 
@@ -21,14 +22,14 @@ from lifelist.serving.replicas import APPLICATION, Broadcast
 class Operator:
     """One process for whatever is not a query: what it does takes no time from those that answer."""
 
-    def __init__(self, settings: Settings, nonce: str) -> None:
+    def __init__(self, settings: Settings, nonce: str, guard: Guard) -> None:
         log_events()
         registry = Registry(settings.registry_url)
         swap = over_replicas(registry, settings.serving.prepare_timeout_s)
         catalog = Catalog(
             registry, Broadcast(load_timeout_s=settings.serving.prepare_timeout_s), settings.serving, nonce
         )
-        self.made = operator.app(open_workshop(settings, swap=swap), catalog)
+        self.made = operator.app(open_workshop(settings, swap=swap), catalog, guard)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return self.made
@@ -52,8 +53,9 @@ def targets(settings: Settings, key: bytes, nonce: str) -> Sequence[serve.RunTar
         graceful_shutdown_wait_loop_s=0.2,
     )
     quiet = {"enable_access_log": False}
-    classifier = app.application(settings.registry_url, settings.serving, key, log_events)
+    guard = Guard(settings.keys_file, anonymous=settings.is_open)
+    classifier = app.application(settings.registry_url, settings.serving, key, guard, log_events)
     return [
         serve.RunTarget(classifier, APPLICATION, classify.PATH, logging_config=quiet),
-        serve.RunTarget(operating.bind(settings, nonce), "operator", "/", logging_config=quiet),
+        serve.RunTarget(operating.bind(settings, nonce, guard), "operator", "/", logging_config=quiet),
     ]

@@ -3,7 +3,9 @@
 import contextlib
 import errno
 import fcntl
+import ipaddress
 import json
+import math
 import os
 import shutil
 import signal
@@ -16,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lifelist.deploy import haproxy
 from lifelist.exporter.errors import BadSetting, Conflict, Unavailable
 from lifelist.serving.options import ServingOptions
 
@@ -90,6 +93,15 @@ def check_port(host: str, port: int, flag: str = "--port") -> None:
                     f"lifelist serve {flag} {port + 1 if port < 65535 else port - 1}"
                 ) from None
             raise BadSetting(f"cannot listen at {host}, port {port}: {error.strerror}") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens there."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
 
 
 def take_block() -> Block:
@@ -205,7 +217,7 @@ def _all_processes() -> list[int]:
     return []
 
 
-def environment(block: Block, folder: Path, nonce: str, serving: ServingOptions) -> Mapping[str, str]:
+def environment(block: Block, folder: Path, nonce: str, options: ServingOptions) -> Mapping[str, str]:
     """The environment that Ray and Ray Serve read when they are imported and started; docs/serving.md explains it."""
     return block.variables() | {
         MARK: nonce,
@@ -224,10 +236,17 @@ def environment(block: Block, folder: Path, nonce: str, serving: ServingOptions)
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # three failures, and HAProxy is started anew
         "SERVE_SOCKET_REUSE_PORT_ENABLED": "0",  # else another program could share our port, unseen
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(serving.drain_s),
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(serving.max_body_bytes + 2**20),  # the rest of a message is small
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(options.drain_s),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(options.max_body_bytes + 2**20),  # the rest of a message is small
+        "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(options.max_header_bytes + haproxy.RESERVED),
+        # a client from which nothing comes though something should, after the answer of 408 too
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(options.stall_timeout_s) + 2),
+        haproxy.HEAD_TIMEOUT: str(options.head_timeout_s),
+        haproxy.BODY_TIMEOUT: str(math.ceil(options.read_timeout_s)),
         # Ray: nobody without the token runs anything; replicas see the GPU without reserving it
         "RAY_AUTH_MODE": "token",
+        # 0: as Ray does it by itself there, whatever it starts listens on loopback, open pages of metrics included
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": str(int(options.ray_everywhere)),
         "RAY_worker_niceness": "0",  # 15 is Ray's own choice; a server that answers is no background job
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_USAGE_STATS_ENABLED": "0",

@@ -9,11 +9,12 @@ Ray writes the file anew before each start and reload. Of it, this program chang
 - a query that died with its replica is asked again of another (classifying twice does no harm; other routes are left);
 - queries in the words of the Open Inference Protocol go to the classifier too, which is not at their path;
 - so do all gRPC calls;
-- the head of a request has to arrive in time, and may have more lines than HAProxy's 101.
+- the head of a request has to arrive in time, and may have more lines than HAProxy's 101;
+- a client that leaves is noticed, and its query ended, whatever the size of its body.
 
 A line that is not where it is expected stops the start, so that a change in Ray's template is seen at once.
-What HAProxy cannot read from the start (no HTTP, a head beyond 15 KB or MOST_HEADERS or not there in time, an unknown
-transfer encoding) gets a page that is compiled into it (400, 408 or 422, HTML): no configuration changes that.
+What HAProxy cannot read from the start (no HTTP, a head beyond its limit or MOST_HEADERS or late, an unknown transfer
+encoding) gets a page that is compiled into it (400, 408 or 422, HTML): no configuration changes that.
 It runs without site-packages, hence the standard library only.
 """
 
@@ -26,13 +27,14 @@ import sys
 from pathlib import Path
 
 MARK = "# narrowed by Lifelist\n"
-HEAD_TIMEOUT_S = 30
+HEAD_TIMEOUT, BODY_TIMEOUT = "X_LIFELIST_HEAD_TIMEOUT_S", "X_LIFELIST_BODY_TIMEOUT_S"  # in the environment
+RESERVED = 1024  # bytes of a buffer that HAProxy keeps for what it adds to a head
 MOST_HEADERS = 500  # lines; HAProxy's own limit is 101
 
 # fmt: off
 HAPROXY_SAYS = {  # HAProxy's status → the status and the sentence that a client gets
-    400: (400, "Bad Request",           "the body cannot be read: its chunks are not as HTTP has them"),
-    408: (408, "Request Timeout",       f"the body did not arrive within {HEAD_TIMEOUT_S} s; send it again"),
+    400: (400, "Bad Request",           "the body is not as HTTP has it, or the client closed its side too early"),
+    408: (408, "Request Timeout",       "the body did not arrive in time; send less in one request"),
     500: (500, "Internal Server Error", "internal error in the proxy; its log has it"),
     502: (503, "Service Unavailable",   "the replica went away before it answered; send it again"),
     503: (503, "Service Unavailable",   "no replica answers at the moment; try again"),
@@ -50,25 +52,30 @@ RAY_SAYS = {  # Ray's status, in plain text, where no code of ours answers → t
 CLASSIFIER = "/v1/classify"  # its route prefix: Ray lets nothing else in to a replica
 QUERIES = r"^/v2/models/[^/]+(/versions/[^/]+)?/infer$"
 # only a request that HAProxy has whole can be sent again; without the first line it would not wait for the body
-ASK_AGAIN = "    option http-buffer-request\n    retry-on conn-failure empty-response\n"
+ASK_AGAIN = "    option http-buffer-request\n    timeout http-request {}s\n    retry-on conn-failure empty-response\n"
 
 
-def narrowed(config: str, folder: Path) -> str:
-    """The configuration as it should be. `folder` is where `error_files` has been. ValueError if a line is missing."""
+def narrowed(config: str, folder: Path, head_s: int, body_s: int) -> str:
+    """The configuration as it should be. ValueError if a line is missing.
+
+    folder         where `error_files` has been
+    head_s, body_s for a request's head, and for the body of a query, to arrive
+    """
     if config.startswith(MARK):
         return config
     config = _once(config, r"(stats socket \S+ mode) 666", r"\1 600")
     config = _once(config, r"(    tune\.bufsize \d+\n)", rf"\1    tune.http.maxhdr {MOST_HEADERS}\n")
+    config = _once(config, r"    option splice-request\n", "")  # with it, a client that leaves is often not noticed
     config = _once(config, r"(frontend prometheus\n\s*bind )(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(listen stats\n\s*bind )\*(?=:\d+)", r"\g<1>127.0.0.1")
-    config = _once(config, r"(?:    errorfile \d+ \S+\n)+", _errors(folder))
+    config = _once(config, r"(?:    errorfile \d+ \S+\n)+", _errors(folder, head_s))
     config = _once(config, r"(\nfrontend http_frontend\n\s*bind \S+\n)", r"\1" + _ray_errors() + _queries())
     config = _once(
         config,
         r"(backend default_backend\n\s*http-request return) status 404 [^\n]*",
         r"\1 " + _returned(*RAY_SAYS[404]),
     )
-    config, _ = re.subn(r"(\nbackend http-classifier\n)", r"\1" + ASK_AGAIN, config)
+    config, _ = re.subn(r"(\nbackend http-classifier\n)", r"\1" + ASK_AGAIN.format(body_s), config)
     return MARK + _grpc_to_the_classifier(config)
 
 
@@ -101,7 +108,8 @@ def main(arguments: list[str]) -> None:
     if "-f" in rest:
         path = Path(rest[rest.index("-f") + 1])
         error_files(path.parent)
-        path.write_text(narrowed(path.read_text(), path.parent))
+        times = int(os.environ[HEAD_TIMEOUT]), int(os.environ[BODY_TIMEOUT])
+        path.write_text(narrowed(path.read_text(), path.parent, *times))
         path.chmod(0o600)
     os.execv(binary, [binary, *rest])
 
@@ -113,9 +121,9 @@ def _once(config: str, pattern: str, replacement: str) -> str:
     return config
 
 
-def _errors(folder: Path) -> str:
+def _errors(folder: Path, head_s: int) -> str:
     lines = [f"    errorfile {status} {folder / f'{status}.http'}\n" for status in HAPROXY_SAYS]
-    return "".join([f"    timeout http-request {HEAD_TIMEOUT_S}s\n", *lines])
+    return "".join([f"    timeout http-request {head_s}s\n", *lines])
 
 
 def _ray_errors() -> str:

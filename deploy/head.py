@@ -62,10 +62,11 @@ def start(settings: Settings, nonce: str) -> str:
     )
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serving = settings.serving
+    http_options = {"host": serving.host, "port": serving.port, "keep_alive_timeout_s": serving.keep_alive_s}
     grpc_options = {"port": serving.grpc_port, "grpc_servicer_functions": SERVICERS, "enable_reflection": False}
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": serving.host, "port": serving.port},
+        http_options=http_options,
         grpc_options=grpc_options if serving.grpc_port else None,
         logging_config={"enable_access_log": False},
     )

@@ -7,8 +7,8 @@ as it arrives, hands its work to one. Those take turns, so that two uploads do n
 import asyncio
 import logging
 import unicodedata
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
 from typing import IO, Annotated
 
@@ -22,10 +22,13 @@ from lifelist.deploy import enrol, examples, feedback, rollout, stream, uploads,
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
-from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
+from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing, Overloaded
 from lifelist.serving import catalog, oip_routes, openapi, prediction
+from lifelist.serving.auth import CALLER, Guarded
 from lifelist.serving.catalog import Catalog, Number
+from lifelist.serving.keys import Guard
 from lifelist.serving.numbers import natural
+from lifelist.serving.rate import Buckets
 
 CATCH_UP_S, CATCH_UP_AT_MOST_S = 1.0, 30.0  # between looks for images to enrol; more after each failure
 LARGEST_ID = 2**31 - 1  # of anything that is numbered here
@@ -86,12 +89,30 @@ class Desk:
         self.workshop, self.quality = workshop, quality
         self.key = prediction.key_in(workshop.settings.secret_file)
         self.turn = asyncio.Lock()
+        self.uploads = 0  # under way
+        daily = workshop.settings.examples.max_bytes_per_day
+        self.quotas = Buckets(daily / 86_400, holds=daily)
+
+    @contextmanager
+    def upload(self) -> Iterator[None]:
+        """For the time of an upload, its place among those that may go on at once. Overloaded if there is none."""
+        limit = self.workshop.settings.examples.max_uploads
+        if self.uploads >= limit:
+            raise Overloaded(f"{limit} uploads of examples are under way, the limit; send it again when one is done")
+        self.uploads += 1
+        try:
+            yield
+        finally:
+            self.uploads -= 1
 
 
-def app(workshop: Workshop, catalog_: Catalog) -> FastAPI:
+def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     """The whole application of the operator: these routes beside the catalog's."""
     made = catalog.app(catalog_)
-    made.add_middleware(uploads.SmallBodies, but_for="/v1/examples")
+    made.add_middleware(uploads.SmallBodies, options=workshop.settings.serving, but_for="/v1/examples")
+    made.add_middleware(
+        Guarded, guard=guard, rate=workshop.settings.serving.requests_per_second
+    )  # the last added is outermost: it is asked before a body is read
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
     made.include_router(routes)
     made.include_router(oip_routes.routes)
@@ -143,11 +164,14 @@ def number(text: str, what: str) -> int:
 async def add_examples(request: Request, desk: AtDesk) -> Added:
     """Give a class images. It is answerable by nearest class mean before this returns."""
     separator = uploads.boundary(request.headers.get("content-type", ""))
-    settings = desk.workshop.settings
-    file = await uploads.spool(request, settings.home, settings.examples.max_request_bytes)
+    with ExitStack() as stack:
+        stack.enter_context(desk.upload())
+        file = stack.enter_context(await uploads.spool(request, desk.workshop.settings))
+        desk.quotas.take(request.scope[CALLER], file.tell(), f"{desk.quotas.holds:,} bytes of examples a day")
+        held = stack.pop_all()
 
     async def in_turn() -> Added:
-        with file:
+        with held:
             async with desk.turn:
                 return await run_in_threadpool(_add, desk.workshop, file, separator)
 

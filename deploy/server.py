@@ -32,6 +32,7 @@ from lifelist.exporter import errors
 from lifelist.exporter.errors import BadSetting, Conflict, Corrupt, Failed, Missing
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
+from lifelist.serving import keys
 
 LOG = "ray.log"  # in home: what Ray says, from the latest start on
 VITAL = ("gcs_server", "raylet")  # the processes without which Ray is no more
@@ -93,8 +94,10 @@ def running(settings: Settings) -> Iterator[Server]:
     """A server of `settings`, with a Ray cluster of its own, for the time of a `with` block.
 
     Conflict if `home` is served already or the port is in use, Missing if no version is live, Corrupt if it is not
-    sound, Failed if it does not come up. Whatever happens, no process is left when it ends.
+    sound, BadSetting if others could reach it and it has no API keys, Failed if it does not come up. Whatever happens,
+    no process is left when it ends.
     """
+    _guarded(settings)
     with ground.lock(settings.home):
         ground.clear(settings.home)
         manifest = _live_and_sound(Registry(settings.registry_url))
@@ -132,6 +135,16 @@ def running(settings: Settings) -> Iterator[Server]:
                     head.wait()
                 ground.clear(settings.home)  # whatever is left of it
                 block.guard.close()
+
+
+def _guarded(settings: Settings) -> None:
+    """What other machines reach needs keys, or the word of who starts it. Corrupt if there are some, but unreadable."""
+    if not keys.read(settings.keys_file) and not settings.is_open:
+        raise BadSetting(
+            f"serving.host {settings.serving.host} can be reached from other machines, and there is no API key. Make "
+            "one (lifelist keys add NAME --role operate), listen on loopback (--serving.host 127.0.0.1), or say that "
+            "everybody may do everything: --serving.allow-anonymous"
+        )
 
 
 def _live_and_sound(registry: Registry) -> Manifest:

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
-from lifelist.serving.options import ServingOptions
+from lifelist.deploy.ground import is_loopback
+from lifelist.serving.options import DAY_S, ServingOptions
 from lifelist.training.options import TrainingOptions
 
 CheckName = Literal["classes", "old_accuracy", "new_class_accuracy", "parity_top1", "parity_logits"]
@@ -31,6 +32,13 @@ class ExampleOptions(_Options):
     )
     max_per_request: int = Field(default=1000, ge=1, description="images in one POST /v1/examples")
     max_request_bytes: int = Field(default=256 * 2**20, ge=1, description="bytes in one POST /v1/examples")
+    max_uploads: int = Field(default=8, ge=1, description="POST /v1/examples at once; more are answered 503")
+    max_bytes_per_day: int = Field(
+        default=0,
+        ge=0,
+        description="bytes of examples that one API key may send in a day; more are answered 429; 0: any",
+    )
+    read_timeout_s: float = Field(default=600, gt=0, le=DAY_S, description="seconds for a POST /v1/examples to arrive")
 
     @field_validator("holdout_share")
     @classmethod
@@ -105,6 +113,7 @@ class Settings(_Options):
     database: str = Field(
         default="", description="SQLAlchemy URL of rollouts and feedback; empty: lifelist.db in home (SQLite)"
     )
+    api_key: SecretStr = Field(default=SecretStr(""), description="what commands that call a server present to it")
     training_workers: int = Field(
         default=1,
         ge=0,
@@ -159,6 +168,16 @@ class Settings(_Options):
         return self.home / "work"
 
     @property
+    def keys_file(self) -> Path:
+        """The API keys, as hashes."""
+        return self.home / "keys.json"
+
+    @property
     def secret_file(self) -> Path:
         """The key that prediction ids are sealed with."""
         return self.home / "secret.key"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether everybody may call as long as there are no API keys."""
+        return self.serving.allow_anonymous or is_loopback(self.serving.host)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_core import PydanticUndefined
 
 from lifelist.deploy.settings import Settings
@@ -82,12 +82,12 @@ class Resolved:
 
     @property
     def given(self) -> dict[str, Any]:
-        """The settings that somebody gave, by dotted name, as JSON would have them."""
+        """The settings that somebody gave, by dotted name, as JSON would have them; secrets are left out."""
         dumped = self.settings.model_dump(mode="json", exclude_none=True)
         return {
             name: functools.reduce(lambda at, part: at[part], name.split("."), dumped)
             for name, source in self.sources.items()
-            if source != "default"
+            if source != "default" and keys()[name].kind is not SecretStr
         }
 
 

@@ -27,7 +27,7 @@ def result(value: Any, text: str, as_json: bool) -> None:
 
 def connected(settings: Settings) -> Client:
     """A client of the server that the settings name. Somebody waits, who is told at once if it does not answer."""
-    return Client(settings.url, patience_s=0)
+    return Client(settings.url, api_key=settings.api_key.get_secret_value(), patience_s=0)
 
 
 def note(text: str) -> None:

@@ -4,18 +4,21 @@ import asyncio
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from lifelist.exporter.errors import BadInput, TooLarge, WrongType
+from lifelist.deploy.settings import Settings
+from lifelist.exporter.errors import BadInput, LifelistError, TooLarge, WrongType
+from lifelist.serving import arrival
+from lifelist.serving.errors import as_json
+from lifelist.serving.options import ServingOptions
 
 CHUNK = 1 << 18  # bytes
+FEWER = "Send fewer images in one request"
 
 REQUEST_BODY = {  # of POST /v1/examples, for /openapi.json
     "required": True,
@@ -32,8 +35,6 @@ REQUEST_BODY = {  # of POST /v1/examples, for /openapi.json
         }
     },
 }
-
-LARGEST_JSON = 2**20  # bytes
 
 
 @dataclass(slots=True)
@@ -54,60 +55,59 @@ class Part:
             raise BadInput(f"the field {self.name!r} is not UTF-8: {error}") from error
 
 
-async def spool(request: Request, folder: Path, limit: int) -> IO[bytes]:
-    """The body as a file without a name, which closing it removes. TooLarge as soon as it is over `limit` bytes."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise TooLarge(_too_large(int(declared), limit))
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the caller closes it)
+async def spool(request: Request, settings: Settings) -> IO[bytes]:
+    """The body as a file without a name, which closing it removes. TooLarge as soon as it is over its limit."""
+    limit = settings.examples.max_request_bytes
+    arrival.check_length(request, limit, FEWER)
+    file = tempfile.TemporaryFile(dir=settings.home)  # noqa: SIM115 (the caller closes it)
     size = 0
     try:
-        async for chunk in request.stream():
+        async for chunk in arrival.chunks(request, settings.serving, settings.examples.read_timeout_s):
             size += len(chunk)
             if size > limit:
-                raise TooLarge(_too_large(size, limit))
+                raise TooLarge(arrival.too_large(size, limit, FEWER))
             await asyncio.to_thread(file.write, chunk)
-    except BaseException as error:
+    except BaseException:
         file.close()
-        if isinstance(error, ClientDisconnect):
-            raise BadInput(f"the connection was closed after {size:,} bytes of the body") from error
         raise
     return file
 
 
 class SmallBodies:
-    """Reads a body before the application does, and answers 413 if it is longer than any JSON that is asked for.
+    """Reads a body before the application does, and refuses what is longer, slower or deeper than JSON may be.
 
     but_for: the one path whose route reads its own body, as it arrives.
     """
 
-    def __init__(self, app: ASGIApp, *, but_for: str) -> None:
-        self.app, self.but_for = app, but_for
+    def __init__(self, app: ASGIApp, *, options: ServingOptions, but_for: str) -> None:
+        self.app, self.options, self.but_for = app, options, but_for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == self.but_for:
             await self.app(scope, receive, send)
             return
-        arrived: list[Message] = []
-        size, more = 0, True
-        while more:
-            arrived.append(message := await receive())
-            size += len(message.get("body", b""))
-            more = message.get("more_body", False)
-            if size > LARGEST_JSON:
-                error = f"the body is longer than {LARGEST_JSON:,} bytes; only POST {self.but_for} takes as much"
-                await JSONResponse({"error": error}, status_code=413)(scope, receive, send)
-                return
-        arrived.reverse()
+        request = Request(scope, receive)
+        try:
+            body = [{"type": "http.request", "body": await self._whole(request), "more_body": False}]
+        except LifelistError as error:
+            await as_json(request, error)(scope, receive, send)
+            return
 
         async def again() -> Message:
-            return arrived.pop() if arrived else await receive()
+            return body.pop() if body else await receive()
 
         await self.app(scope, again, send)
 
-
-def _too_large(size: int, limit: int) -> str:
-    return f"the body has {size:,} bytes or more; the limit is {limit:,}. Send fewer images in one request"
+    async def _whole(self, request: Request) -> bytes:
+        limit, advice = self.options.max_json_bytes, f"Only POST {self.but_for} takes as much"
+        arrival.check_length(request, limit, advice)
+        data = bytearray()
+        async for chunk in arrival.chunks(request, self.options, self.options.read_timeout_s):
+            data += chunk
+            if len(data) > limit:
+                raise TooLarge(arrival.too_large(len(data), limit, advice))
+        arrival.check_depth(data, self.options.max_json_depth)
+        return bytes(data)
 
 
 def boundary(content_type: str) -> bytes:

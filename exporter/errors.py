@@ -7,12 +7,15 @@ LifelistError
 │   ├── TooLarge        over a declared limit
 │   ├── TooSlow         a body that did not arrive in time
 │   └── WrongType       a content type that we do not read
+├── BadKey              no API key, or one that is not known here
+├── Forbidden           an API key that is not for this
 ├── Missing             a version, class, increment or prediction that does not exist
 ├── Conflict            it cannot be done in the state things are in
 │   ├── Moved           a reference was not what the caller expected (compare-and-swap lost)
 │   └── NotPrepared     a version asked to answer was not loaded here
 ├── Unavailable         not now; try again
 │   ├── Overloaded      more work is queued than the limit allows
+│   │   └── TooOften    one caller wants more than its share
 │   └── TooLate         the time that the client gave has passed
 ├── Corrupt             stored bytes are not what the manifest says
 │   └── BadManifest     a manifest that is not one
@@ -54,6 +57,14 @@ class WrongType(BadInput):
     """A content type that we do not read; the message names those we do."""
 
 
+class BadKey(LifelistError):
+    """No API key, or one that is not known here."""
+
+
+class Forbidden(LifelistError):
+    """An API key that is not for this."""
+
+
 class Missing(LifelistError):
     """A version, class, increment or prediction that does not exist."""
 
@@ -88,6 +99,10 @@ class TooLate(Unavailable):
 
 class Unsupported(LifelistError):
     """A part of a protocol that this server does not have."""
+
+
+class TooOften(Overloaded):
+    """One caller wants more than its share; another may be served."""
 
 
 class Corrupt(LifelistError):

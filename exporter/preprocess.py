@@ -93,7 +93,9 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale, which Pillow's own conversion would clip at 255
-        image = Image.fromarray((np.asarray(image, dtype=np.uint32) // 257).clip(0, 255).astype(np.uint8))
+        grey = np.asarray(image, dtype=np.uint32)
+        clear = grey == image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(clear, 255, (grey // 257).clip(0, 255)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

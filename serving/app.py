@@ -20,6 +20,7 @@ from lifelist.serving.body import Intake
 from lifelist.serving.classify import Parts
 from lifelist.serving.follow import Follower, Report, Status, loader
 from lifelist.serving.grpc import Service
+from lifelist.serving.keys import Guard
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Family, Metrics
 from lifelist.serving.options import ServingOptions
@@ -35,7 +36,7 @@ UNBOUNDED = 100_000  # requests that Ray lets in: admission is ours, so that wha
 class Replica:
     """One replica, without Ray: whatever it needs to answer, wired together."""
 
-    def __init__(self, name: str, registry: Registry, options: ServingOptions, key: bytes) -> None:
+    def __init__(self, name: str, registry: Registry, options: ServingOptions, key: bytes, guard: Guard) -> None:
         ref = registry.ref("live")
         if ref is None:
             raise Missing(f"{registry.url} has no live version; make one: lifelist base DATA")
@@ -53,6 +54,7 @@ class Replica:
             max_batch=options.max_batch,
             max_queue=options.max_queue,
             on_batch=self.metrics.batch.observe,
+            on_cancel=self.metrics.cancelled.inc,
         )
         self.intake = Intake(options)
         self.metrics.queued.set_function(lambda: self.batcher.queued)
@@ -70,6 +72,7 @@ class Replica:
             statistics=self.statistics,
             repository=Repository(registry, self.replicas, options),
             key=key,
+            guard=guard,
         )
         self.app: ASGIApp = classify.app(self.parts, infer.ROUTES)
 
@@ -100,11 +103,11 @@ class Classifier(Service):
     """A replica as Ray Serve runs it. Its methods here are called by `handle.broadcast`, those of `Service` by gRPC."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, registry: str, options: ServingOptions, key: bytes, set_up: Callable[[], None]
+        self, registry: str, options: ServingOptions, key: bytes, guard: Guard, set_up: Callable[[], None]
     ) -> None:
         set_up()
         name = serve.get_replica_context().replica_id.unique_id
-        self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key)
+        self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key, guard)
         direct.take(self.replica.app, lambda path: path == classify.PATH or path.startswith(f"{classify.PATH}/v2/"))
         await self.replica.follower.look()  # a swap may have gone by while it loaded
         self.following = asyncio.create_task(self._keep_up(options.reconcile_s))
@@ -163,7 +166,7 @@ class Classifier(Service):
 
 
 def application(
-    registry: str, options: ServingOptions, key: bytes, set_up: Callable[[], None] = lambda: None
+    registry: str, options: ServingOptions, key: bytes, guard: Guard, set_up: Callable[[], None] = lambda: None
 ) -> serve.Application:
     """The Ray Serve application that answers at /v1/classify. `set_up` runs first in each replica: logging, say."""
     deployment: Any = serve.deployment(  # its stubs take it for a decorator alone
@@ -178,7 +181,7 @@ def application(
         graceful_shutdown_timeout_s=options.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.2,
     )
-    bound: serve.Application = deployment.bind(registry, options, key, set_up)
+    bound: serve.Application = deployment.bind(registry, options, key, guard, set_up)
     return bound
 
 

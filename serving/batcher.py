@@ -1,6 +1,7 @@
 """A batcher without a timer: whatever is queued goes into the model as soon as the model is free."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ class Batcher(Generic[Work, Result]):
     max_batch   images in one batch; a piece of work with more is a batch by itself, since pieces are never cut
     max_queue   images that may wait; beyond them `submit` raises Overloaded
     on_batch    told the number of images of each batch
+    on_cancel   told of each piece of work that nobody waits for any more
     """
 
     def __init__(
@@ -36,15 +38,20 @@ class Batcher(Generic[Work, Result]):
         max_batch: int,
         max_queue: int,
         on_batch: Callable[[int], None] = lambda images: None,
+        on_cancel: Callable[[], None] = lambda: None,
     ) -> None:
-        self.run, self.max_batch, self.max_queue, self.on_batch = run, max_batch, max_queue, on_batch
+        self.run, self.max_batch, self.max_queue = run, max_batch, max_queue
+        self.on_batch, self.on_cancel = on_batch, on_cancel
         self.queued = 0  # images
         self._queue: deque[_Waiting[Work, Result]] = deque()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._drainer: asyncio.Task[None] | None = None
 
     async def submit(self, work: Work, images: int) -> Result:
-        """The result of one piece of work, `images` images large. Cancelled while it waits, it takes no model time."""
+        """The result of one piece of work, `images` images large.
+
+        Cancelled while it waits, it frees its place at once, and takes no model time.
+        """
         if self.queued + images > self.max_queue:
             raise Overloaded(
                 f"{self.queued} images wait for the model, and {images} more would exceed the limit of "
@@ -55,11 +62,21 @@ class Batcher(Generic[Work, Result]):
         self.queued += images
         if self._drainer is None or self._drainer.done():
             self._drainer = asyncio.create_task(self._drain())
-        return await waiting.result
+        try:
+            return await waiting.result
+        except asyncio.CancelledError:
+            self._withdraw(waiting)
+            raise
 
     def close(self) -> None:
         """Free the thread once its batch is done."""
         self._thread.shutdown(wait=False)
+
+    def _withdraw(self, waiting: _Waiting[Work, Result]) -> None:
+        self.on_cancel()
+        with contextlib.suppress(ValueError):  # it is in the model already
+            self._queue.remove(waiting)
+            self.queued -= waiting.images
 
     async def _drain(self) -> None:
         loop = asyncio.get_running_loop()

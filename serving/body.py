@@ -1,24 +1,25 @@
 """From the body of a query to images: a raw file, many in a form, or a tensor. Limits hold while it still arrives."""
 
-import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
-from lifelist.exporter.errors import BadInput, Overloaded, TooLarge, TooSlow, WrongType
+from lifelist.exporter.errors import BadInput, Overloaded, TooLarge, WrongType
 from lifelist.exporter.preprocess import Pixels
+from lifelist.serving import arrival
 from lifelist.serving.options import ServingOptions
 
 IMAGE_TYPES = ("image/jpeg", "image/png", "image/webp")
 RAW_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencoded")  # the last: curl --data-binary
 FORM_TYPE = "multipart/form-data"
 SHAPE_HEADER = "x-tensor-shape"
+FEWER = "Send fewer or smaller images in one query"
 
 HOW = (
     "send an image (image/jpeg, image/png, image/webp), a form of image files (multipart/form-data), or a uint8 tensor "
@@ -85,7 +86,7 @@ class Body:
     """The body of one request."""
 
     def __init__(self, share: Share, request: Request) -> None:
-        self.share, self.options, self.request, self.read = share, share.options, request, 0
+        self.share, self.options, self.request = share, share.options, request
 
     async def images(self, shape: str | None) -> Images:
         """What was sent. `shape`: of a tensor, "N,H,W,3" or "H,W,3", if the query names one; else its header counts.
@@ -97,8 +98,7 @@ class Body:
         shape = shape if shape is not None else headers.get(SHAPE_HEADER)
         self._check_head(kind, shape, headers)
         if kind == FORM_TYPE:
-            async with self._in_time():
-                return await self._form(headers)
+            return await self._form(headers)
         data = await self.whole()
         if not data:
             raise BadInput(f"the body is empty; {HOW}")
@@ -106,21 +106,7 @@ class Body:
 
     async def whole(self) -> bytes:
         """All of it, as it was sent. TooLarge, TooSlow, Overloaded or BadInput if it does not arrive."""
-        async with self._in_time():
-            return b"".join([chunk async for chunk in self._chunks()])
-
-    @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        try:
-            async with asyncio.timeout(self.options.read_timeout_s):
-                yield
-        except TimeoutError:
-            raise TooSlow(
-                f"{self.read:,} bytes of the body arrived in {self.options.read_timeout_s:g} s, and not all; "
-                "send fewer images in one request"
-            ) from None
-        except ClientDisconnect as error:
-            raise BadInput(f"the connection was closed after {self.read:,} bytes of the body") from error
+        return b"".join([chunk async for chunk in self._chunks()])
 
     def _check_head(self, kind: str, shape: str | None, headers: Headers) -> None:
         """What can be refused before a byte of the body is read."""
@@ -135,13 +121,12 @@ class Body:
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         """The body as it arrives, each byte counted."""
-        declared = self.request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.options.max_body_bytes:
-            raise TooLarge(self._too_large(int(declared)))
-        async for chunk in self.request.stream():
-            self.read += len(chunk)
-            if self.read > self.options.max_body_bytes:
-                raise TooLarge(self._too_large(self.read))
+        limit, size = self.options.max_body_bytes, 0
+        arrival.check_length(self.request, limit, FEWER)
+        async for chunk in arrival.chunks(self.request, self.options, self.options.read_timeout_s):
+            size += len(chunk)
+            if size > limit:
+                raise TooLarge(arrival.too_large(size, limit, FEWER))
             self.share.take(len(chunk))
             yield chunk
 
@@ -165,10 +150,6 @@ class Body:
             raise BadInput(f"the form has no image, or ends before its last boundary; {HOW}")
         files = [part for _, part in parts if isinstance(part, UploadFile)]
         return [Encoded(file.filename or "", await file.read()) for file in files]
-
-    def _too_large(self, size: int) -> str:
-        limit = self.options.max_body_bytes
-        return f"the body has {size:,} bytes or more; the limit is {limit:,}. Send fewer or smaller images in one query"
 
 
 class _InMemory(MultiPartParser):

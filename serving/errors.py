@@ -12,15 +12,18 @@ from starlette.routing import Match
 
 from lifelist.exporter.errors import (
     BadInput,
+    BadKey,
     Conflict,
     Corrupt,
     Failed,
+    Forbidden,
     LifelistError,
     Missing,
     Overloaded,
     Refused,
     TooLarge,
     TooLate,
+    TooOften,
     TooSlow,
     Unavailable,
     Unsupported,
@@ -33,11 +36,14 @@ STATUS: dict[type[Exception], int] = {  # the nearest class that an error is of 
     TooSlow:     408,
     TooLarge:    413,
     WrongType:   415,
+    BadKey:      401,
+    Forbidden:   403,
     Missing:     404,
     Conflict:    409,
     Refused:     409,
     Unsupported: 501,
     TooLate:     504,
+    TooOften:    429,
     Unavailable: 503,
     Corrupt:     503,
     Failed:      500,
@@ -57,8 +63,10 @@ def as_json(request: Request, error: Exception) -> JSONResponse:
         message = str(error)
     else:
         message = INTERNAL.format(request_id=request.headers.get("x-request-id", "unknown"))
-    headers = {}
-    if status == 503:
+    headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+    if status == 408:
+        headers["Connection"] = "close"  # else whoever sends so slowly would hold it on
+    if status in (429, 503):
         headers["Retry-After"] = str(error.retry_after_s if isinstance(error, Overloaded) else 1)
     return JSONResponse({"error": message}, status, headers)
 

@@ -1,7 +1,7 @@
 """The Open Inference Protocol over gRPC: the same calls as over HTTP.
 
 Ray Serve calls the methods of the deployment by the names of the service's. A replica listens for gRPC on all
-addresses, whatever we tell Ray; so each method first asks `admitted`.
+addresses, whatever we tell Ray; so each method first asks `admit`.
 """
 
 import ipaddress
@@ -16,10 +16,12 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from lifelist.exporter.errors import LifelistError, Missing, NotPrepared, Unsupported
+from lifelist.exporter.errors import Forbidden, LifelistError, Missing, NotPrepared, Unsupported
 from lifelist.serving import infer
+from lifelist.serving.auth import ANYONE, presented, roles_of
 from lifelist.serving.classify import Parts
 from lifelist.serving.errors import status_of
+from lifelist.serving.keys import Guard
 from lifelist.serving.messages import asked, choices, said
 
 SERVICERS = [  # as Ray Serve wants them: what adds each service to a server
@@ -30,10 +32,28 @@ SERVICES = ("", "inference.GRPCInferenceService")  # whose health there is to as
 
 # fmt: off
 CODES = {  # status over HTTP → the same over gRPC
+    401: StatusCode.UNAUTHENTICATED, 429: StatusCode.RESOURCE_EXHAUSTED,
     400: StatusCode.INVALID_ARGUMENT, 408: StatusCode.INVALID_ARGUMENT, 413: StatusCode.INVALID_ARGUMENT,
     415: StatusCode.INVALID_ARGUMENT, 403: StatusCode.PERMISSION_DENIED, 404: StatusCode.NOT_FOUND,
     409: StatusCode.FAILED_PRECONDITION, 500: StatusCode.INTERNAL, 501: StatusCode.UNIMPLEMENTED,
     503: StatusCode.UNAVAILABLE, 504: StatusCode.DEADLINE_EXCEEDED,
+}
+ACCESS = {  # method → the roles that may call it, as in auth.py; `operate` alone what is not in the table
+    "ServerLive": ANYONE,
+    "ServerReady": ANYONE,
+    "ServerMetadata": ANYONE,
+    "Check": ANYONE,
+    "List": ANYONE,
+    "Watch": ANYONE,
+    "ModelInfer": "classify",
+    "ModelStreamInfer": "classify",
+    "ModelReady": "classify read",
+    "ModelMetadata": "classify read",
+    "ModelConfig": "classify read",
+    "ModelStatistics": "read",
+    "RepositoryIndex": "read",
+    "RepositoryModelLoad": "operate",
+    "RepositoryModelUnload": "operate",
 }
 ABSENT: dict[str, Any] = {  # methods of what this server does not have, and what they would answer
     "TraceSetting": pb.TraceSettingResponse,
@@ -56,16 +76,19 @@ if TYPE_CHECKING:
     from lifelist.serving.app import Replica
 
 
-class NotAdmitted(LifelistError):
-    """A call from where none is answered."""
-
-
-def admitted(context: Any) -> None:
-    """Raises if a call is not let in: it must come from this machine, as HAProxy's do, which passes on what is sent to
-    serving.grpc_port.
+def admit(context: Any, guard: Guard, method: str) -> None:
+    """Forbidden or BadKey if a call is not let in: it must come from this machine, as HAProxy's do, which passes on
+    what is sent to serving.grpc_port; and with a key for it, where there are keys, in the metadata as in a header.
     """
     if not is_loopback(peer := context.peer()):
-        raise NotAdmitted(f"{peer} is not on this machine; ask at the server's own port for gRPC")
+        raise Forbidden(f"{peer} is not on this machine; ask at the server's own port for gRPC")
+    if (roles := roles_of(ACCESS.get(method, "operate"))) is not None:
+        metadata = context.invocation_metadata()
+        guard.check(presented((name.lower().encode(), _bytes(value)) for name, value in metadata), roles)
+
+
+def _bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
 
 
 def is_loopback(peer: str) -> bool:
@@ -92,7 +115,7 @@ def answering(kind: type[Said]) -> Callable[[Callable[[Any, Any], Awaitable[Said
         async def method(self: "Service", request: Any, grpc_context: Any) -> Said:
             code = StatusCode.CANCELLED
             try:
-                admitted(grpc_context)
+                admit(grpc_context, self.replica.parts.guard, body.__name__)
                 found = await body(self, request)
                 code = StatusCode.OK
             except Exception as error:  # noqa: BLE001  told to the client, and logged if it is none of ours
@@ -108,18 +131,18 @@ def answering(kind: type[Said]) -> Callable[[Callable[[Any, Any], Awaitable[Said
     return decorate
 
 
-def _let_in(context: Any) -> bool:
+def _let_in(context: Any, guard: Guard, method: str) -> bool:
     """Whether a stream may begin; if not, the client is told."""
     try:
-        admitted(context)
-    except NotAdmitted as error:
+        admit(context, guard, method)
+    except LifelistError as error:
         _failed(context, error)
         return False
     return True
 
 
 def _failed(context: Any, error: Exception) -> StatusCode:
-    code = CODES[403 if isinstance(error, NotAdmitted) else status_of(error)]
+    code = CODES[status_of(error)]
     context.set_code(code)
     context.set_details(_message(error))
     return code
@@ -205,7 +228,7 @@ class Service:
 
     async def ModelStreamInfer(self, requests: AsyncIterator[Any], grpc_context: Any) -> AsyncIterator[Any]:
         """The same for one request after the other; an error is an answer, and the stream goes on."""
-        if not _let_in(grpc_context):
+        if not _let_in(grpc_context, self.replica.parts.guard, "ModelStreamInfer"):
             return
         async for request in requests:
             try:
@@ -235,7 +258,7 @@ class Service:
 
     async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
         """grpc.health.v1: not here; clients then ask `Check` from time to time."""
-        if _let_in(grpc_context):
+        if _let_in(grpc_context, self.replica.parts.guard, "Watch"):
             _failed(grpc_context, Unsupported("health is not watched here; ask Check"))
         answers: list[Any] = []
         for answer in answers:  # none; but it is a stream

@@ -38,6 +38,10 @@ class Metrics:
             "lifelist_grpc_requests_total", "Calls over gRPC, by method and by the status that they got.",
             ["method", "code"], registry=registry,
         )  # fmt: skip
+        self.cancelled = Counter(
+            "lifelist_cancelled", "Queries that left the model or its queue: their client did, or their time was over.",
+            registry=registry,
+        )  # fmt: skip
         self.inflight = Gauge("lifelist_inflight_requests", "Queries that are being answered.", registry=registry)
         self.queued = Gauge("lifelist_queued_images", "Images that wait for the model.", registry=registry)
         self.held = Gauge("lifelist_buffered_bytes", "Bytes of the bodies of queries held.", registry=registry)

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, TypeAdapter, WithJsonSchema
 
 from lifelist.client.answers import Classified
 from lifelist.serving import oip, tensors
+from lifelist.serving.auth import ACCESS, ANYONE
 from lifelist.serving.body import FORM_TYPE, IMAGE_TYPES, SHAPE_HEADER
 from lifelist.serving.classify import LARGEST_TOP_K, PATH
 from lifelist.serving.options import ServingOptions
@@ -20,14 +21,22 @@ INFER = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infe
 
 ERRORS = {
     "400": "what was sent cannot be used",
+    "401": "no API key, or one that is not known",
+    "403": "an API key that may do other things",
     "404": "a version, class or increment that does not exist",
     "408": "the body did not arrive in time, or the answer not within the header x-request-timeout-seconds",
     "409": "it cannot be done in the state that things are in",
     "413": "over a limit",
     "415": "a content type that is not read",
+    "429": "one caller wants more than its share; Retry-After says when to try again",
     "501": "a part of the protocol that this server does not have",
-    "504": "the time that the request gave has passed",
     "503": "not now: too much to do, no replica, or no version; Retry-After says when to try again",
+    "504": "the time that the request gave has passed",
+}
+
+SCHEMES = {  # either will do, and neither is needed by a server without API keys
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
 }
 
 SHAPE = {"type": "string", "pattern": "^ *[0-9]{1,9} *(, *[0-9]{1,9} *){2,3}$", "example": "2,32,32,3"}
@@ -129,6 +138,7 @@ def complete(schema: Json, options: ServingOptions) -> Json:
     schemas["Error"] = _object({"error": {"type": "string"}})
     classified = TypeAdapter(Classified).json_schema(ref_template="#/components/schemas/{model}")
     schemas |= classified.pop("$defs") | {"Classified": classified}
+    schema["components"]["securitySchemes"] = SCHEMES
     schemas["InferRequest"], schemas["InferResponse"] = _infer_request(), _infer_response()
     queries = {PATH: {"post": _classify(options)}} | {path: {"post": _infer(path)} for path in INFER}
     schema["paths"] = queries | schema["paths"]
@@ -136,7 +146,10 @@ def complete(schema: Json, options: ServingOptions) -> Json:
         for method, operation in operations.items():
             given = operation["responses"]
             given.pop("422", None)  # FastAPI's; ours is 400
-            refusals = _refusals(f"{method.upper()} {path}")
+            route = f"{method.upper()} {path}"
+            keyed = ACCESS.get(route) != ANYONE
+            refusals = _refusals(f"{BESIDE.get(route, '')} {'401 403 429' if keyed else ''}")
+            operation["security"] = [{}, *({scheme: []} for scheme in SCHEMES)] if keyed else []
             operation["responses"] = given | {s: told | _content_of(given.get(s)) for s, told in refusals.items()}
             for parameter in operation.get("parameters", []):  # one that is null is one that is not sent
                 parameter["schema"] = _not_null(parameter["schema"])
@@ -144,8 +157,8 @@ def complete(schema: Json, options: ServingOptions) -> Json:
     return found
 
 
-def _refusals(route: str) -> Json:
-    return {status: _error(status) for status in sorted(f"{ANYWHERE} {BESIDE.get(route, '')}".split())}
+def _refusals(beside: str) -> Json:
+    return {status: _error(status) for status in sorted(f"{ANYWHERE} {beside}".split())}
 
 
 def _content_of(response: Json | None) -> Json:

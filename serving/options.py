@@ -16,6 +16,12 @@ class ServingOptions(BaseModel):
 
     host: str = Field(default="127.0.0.1", min_length=1, description="address to listen on")
     port: int = Field(default=8000, ge=1, le=65535, description="port to listen on")
+    allow_anonymous: bool = Field(
+        default=False, description="listen beyond loopback although there are no API keys, so that everybody may call"
+    )
+    ray_everywhere: bool = Field(
+        default=False, description="Ray listens on all addresses, so that machines which have its token join, to train"
+    )
     replicas: int = Field(default=1, ge=1, le=80, description="processes that answer queries")
     grpc_port: int = Field(
         default=0, ge=0, le=65535, description="port for the Open Inference Protocol over gRPC; 0: none"
@@ -43,8 +49,8 @@ class ServingOptions(BaseModel):
     max_requests: int = Field(default=1024, ge=1, description="queries at once in a replica; more are answered 503")
     max_images: int = Field(default=256, ge=1, description="images in one query")
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="bytes in the body of one query")
-    max_json_bytes: int = Field(
-        default=4 * 2**20, ge=1, description="bytes of JSON in one request of the Open Inference Protocol"
+    max_infer_json_bytes: int = Field(
+        default=4 * 2**20, ge=1, description="bytes of JSON in one query of the Open Inference Protocol"
     )
     max_compression: int = Field(
         default=100, ge=1, description="bytes that a byte of a compressed body may become, if they are over 1 MiB"
@@ -57,7 +63,16 @@ class ServingOptions(BaseModel):
     )
     max_image_bytes: int = Field(default=10 * 2**20, ge=1, description="bytes of one image file")
     max_pixels: int = Field(default=50_000_000, ge=1, description="width × height of one image")
+    max_header_bytes: int = Field(default=16 * 2**10, ge=2**10, le=2**20, description="bytes in the head of a request")
+    max_json_bytes: int = Field(default=2**20, ge=1, description="bytes of JSON in the body of a request")
+    max_json_depth: int = Field(default=100, ge=1, le=500, description="brackets of JSON in one another")
+    requests_per_second: float = Field(
+        default=0, ge=0, description="requests of one API key, or of all who need none; more are answered 429; 0: any"
+    )
+    head_timeout_s: int = Field(default=10, ge=1, le=86_400, description="seconds for the head of a request to arrive")
     read_timeout_s: float = Field(default=30, gt=0, le=DAY_S, description="seconds for the body of a query to arrive")
+    stall_timeout_s: float = Field(default=10, gt=0, le=DAY_S, description="seconds for the next byte of any body")
+    keep_alive_s: int = Field(default=65, ge=1, le=86_400, description="seconds that an idle connection stays open")
     answer_timeout_s: float = Field(
         default=30, gt=0, le=DAY_S, description="seconds for a query to be answered once it arrived"
     )

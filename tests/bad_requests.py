@@ -324,7 +324,7 @@ ROWS = [
     Bad("increment of 5000 digits", "GET", f"{INCREMENTS}/0000000001{'9' * 5000}", 404,
         "no increment has number '0000000001999…'; …"),
     Bad("JSON of 2 MiB", "POST", INCREMENTS, 413,
-        "the body is longer than 1,048,576 bytes; only POST /v1/examples takes as much",
+        "the body has … bytes or more; the limit is 1,048,576. Only POST /v1/examples takes as much",
         {"content": b'{"classes": ["' + b"w" * 2**21 + b'"]}', "headers": {"Content-Type": "application/json"}}),
     Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405, "DELETE does not go with /v1/increments/1; allowed: GET"),
     Bad("wrong method", "PUT", INCREMENTS, 405, "PUT does not go with /v1/increments; allowed: GET, POST"),
@@ -398,13 +398,15 @@ Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong 
 | status | when |
 | --- | --- |
 | 400 | what was sent cannot be used |
-| 403 | a WebSocket |
+| 401 | no API key where one is needed, or one that is not known |
+| 403 | an API key that may do other things; a WebSocket |
 | 404 | a route, version, class or increment that does not exist |
 | 405 | a method that does not go with the route |
 | 408 | a body that did not arrive in time |
 | 409 | it cannot be done in the state that things are in |
 | 413 | over a limit; `lifelist settings` lists them |
 | 415 | a content type, or an encoding, that is not read |
+| 429 | one caller wants more than its share; `Retry-After` says when to try again |
 | 501 | a part of the Open Inference Protocol that this server does not have |
 | 503 | not now: too much is queued, or no version answers; `Retry-After` says when to try again |
 | 504 | the time that the request itself gave has passed |

@@ -21,10 +21,13 @@ from lifelist.exporter import index
 from lifelist.exporter.fold import unit
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Manifest, Preprocess
 from lifelist.exporter.registry import Registry
+from lifelist.serving.keys import Guard
 
 SIZE, DIM = 16, 8  # pixels, embedding dimensions of the tiny network
 PREPROCESS = Preprocess(size=SIZE, resize_to=SIZE, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 BIRDS = ("heron", "gull", "swift", "wren", "robin", "crane", "stork", "eagle")
+
+OPEN = Guard(Path("no/keys.json"), anonymous=True)  # of a replica that everybody may call
 
 
 def images(n: int, size: int = SIZE, seed: int = 0) -> np.ndarray:

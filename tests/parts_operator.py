@@ -26,6 +26,7 @@ from lifelist.serving import metrics, prediction
 from lifelist.serving.app import Replica
 from lifelist.serving.catalog import Catalog
 from lifelist.serving.follow import Status
+from lifelist.serving.keys import Guard
 from lifelist.serving.metrics import Family
 
 
@@ -65,7 +66,8 @@ def serving(
     registry = Registry(made.registry_url)
     tiny_version(registry, known, first_id=1, live=True)
     loop = asyncio.new_event_loop()
-    replica = Replica("one", registry, made.serving, prediction.key_in(made.secret_file))
+    guard = Guard(made.keys_file, anonymous=made.is_open)
+    replica = Replica("one", registry, made.serving, prediction.key_in(made.secret_file), guard)
 
     def wait_for(work: Any) -> None:
         report = asyncio.run_coroutine_threadsafe(work, loop).result(30)
@@ -83,7 +85,7 @@ def serving(
         connection.execute(tables.classes.insert(), [{"name": name, "created_at": now()} for name in known])
     if before is not None:
         before(workshop)
-    operated = operator.app(workshop, Catalog(registry, _One(replica), made.serving, nonce="test"))
+    operated = operator.app(workshop, Catalog(registry, _One(replica), made.serving, nonce="test"), guard)
 
     async def both(scope: Scope, receive: Receive, send: Send) -> None:
         chosen = replica.app if scope.get("path") == "/v1/classify" else operated

@@ -116,16 +116,19 @@ def test_an_error_reaches_every_caller_of_its_batch_and_nobody_else() -> None:
 
 
 def test_a_client_that_left_takes_no_model_time_and_frees_its_place() -> None:
-    model = Model(held=True)
+    model, cancelled = Model(held=True), list[int]()
 
     async def story() -> int:
-        queue = batcher(model, max_batch=1, max_queue=3)
+        queue = batcher(model, max_batch=1, max_queue=3, on_cancel=lambda: cancelled.append(1))
         first = asyncio.create_task(queue.submit(1, 1))
         await until(lambda: model.batches)
         gone, stays = asyncio.create_task(queue.submit(2, 2)), asyncio.create_task(queue.submit(3, 1))
         await asyncio.sleep(0)
         assert queue.queued == 3
         gone.cancel()
+        await asyncio.sleep(0)
+        assert queue.queued == 1  # at once, while the model is still busy
+        assert cancelled == [1]
         model.free.set()
         await first
         result = await stays

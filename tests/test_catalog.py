@@ -151,7 +151,7 @@ def test_the_description_has_every_route_and_every_refusal(registry: Registry) -
     assert set(classify["requestBody"]["content"]) == {
         "image/jpeg", "image/png", "image/webp", "application/octet-stream", "multipart/form-data",
     }  # fmt: skip
-    assert {"200", "400", "408", "413", "415", "503"} == set(classify["responses"])
+    assert {"200", "400", "401", "403", "408", "413", "415", "429", "503"} == set(classify["responses"])
     assert "422" not in str(found["paths"])  # nothing answers so
     assert '"null"' not in json.dumps(found)  # OpenAPI 3.0 has no such type
     assert classify["responses"]["503"]["headers"]["Retry-After"]["required"]

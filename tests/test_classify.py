@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from parts import BIRDS, encoded, tiny_images, tiny_version
+from parts import BIRDS, OPEN, encoded, tiny_images, tiny_version
 from PIL import Image
 
 from lifelist.exporter.registry import Ref, Registry
@@ -33,7 +33,7 @@ class Site:
 
     def __init__(self, registry: Registry, options: ServingOptions = LIMITS) -> None:
         self.loop = asyncio.new_event_loop()
-        self.replica = Replica("one", registry, options, KEY)
+        self.replica = Replica("one", registry, options, KEY, OPEN)
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         async def asked() -> httpx.Response:
@@ -297,7 +297,31 @@ def test_a_body_that_trickles_in_is_not_waited_for(site: Site) -> None:
 
     answer = site.post(content=slow())
     assert answer.status_code == 408
-    assert re.search(r"\d+ bytes of the body arrived in 0.3 s, and not all", error(answer))
+    assert re.search(r"\d+ bytes of the body arrived, and not all within 0.3 s", error(answer))
+
+
+def test_a_body_of_which_nothing_more_comes_is_waited_for_only_so_long(registry: Registry) -> None:
+    site = Site(registry, LIMITS.model_copy(update={"read_timeout_s": 60, "stall_timeout_s": 0.2}))
+
+    async def stalling() -> AsyncIterator[bytes]:
+        yield bird(0)[:100]
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    answer = site.post(content=stalling())
+    assert time.monotonic() - began < 10
+    assert answer.status_code == 408
+    assert error(answer) == "100 bytes of the body arrived, then none for 0.2 s; send less in one request"
+    site.close()
+
+
+def test_more_requests_than_a_caller_may_send_in_a_second_are_put_off(registry: Registry) -> None:
+    site = Site(registry, LIMITS.model_copy(update={"requests_per_second": 2, "replicas": 1}))
+    answers = [site.post(content=bird(0)) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+    assert error(answers[2]) == "more than 2 requests a second, the limit of one caller; send it again in 1 s"
+    assert answers[2].headers["retry-after"] == "1"
+    site.close()
 
 
 def test_more_than_a_replica_can_hold_is_put_off(registry: Registry) -> None:
@@ -329,6 +353,50 @@ def test_a_full_queue_is_a_503_with_retry_after_and_the_rest_is_answered(registr
     assert "exceed the limit of 8" in error(refused)
     assert refused.headers["retry-after"] == "1"
     assert site.post(content=bird(0)).status_code == 200
+    site.close()
+
+
+def test_a_client_that_leaves_the_queue_frees_its_place_and_is_counted(registry: Registry) -> None:
+    site = Site(registry)
+    batcher, free = site.replica.batcher, threading.Event()
+    answer = batcher.run
+
+    def when_free(queries: Any) -> Any:
+        assert free.wait(30)
+        return answer(queries)
+
+    batcher.run = when_free
+
+    async def story() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(site.replica.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+
+            def ask() -> "asyncio.Task[httpx.Response]":
+                return asyncio.create_task(
+                    client.post("/v1/classify?shape=4,16,16,3", content=tiny_images(4).tobytes())
+                )
+
+            running = ask()
+            while batcher._drainer is None or batcher.queued:
+                await asyncio.sleep(0.01)
+            leaving, staying = ask(), ask()
+            while batcher.queued < 8:
+                await asyncio.sleep(0.01)
+            assert (await client.post("/v1/classify", content=bird(0))).status_code == 503  # it is full
+            leaving.cancel()  # as Ray Serve does when a client leaves
+            while batcher.queued != 4:
+                await asyncio.sleep(0.01)
+            instead = ask()
+            while batcher.queued < 8:
+                await asyncio.sleep(0.01)
+            free.set()
+            return await asyncio.gather(running, staying, instead)
+
+    assert [found.status_code for found in site.loop.run_until_complete(asyncio.wait_for(story(), 30))] == [200] * 3
+    counted = site.replica.metrics.registry.get_sample_value
+    assert counted("lifelist_cancelled_total") == 1
+    assert counted("lifelist_requests_total", {"code": "499"}) == 1
+    assert (counted("lifelist_inflight_requests"), counted("lifelist_buffered_bytes")) == (0, 0)
     site.close()
 
 
@@ -369,4 +437,4 @@ def test_a_registry_with_nothing_live_starts_no_replica(tmp_path: Path) -> None:
     from lifelist.exporter.errors import Missing
 
     with pytest.raises(Missing, match="no live version; make one: lifelist base DATA"):
-        Replica("one", Registry(str(tmp_path)), ServingOptions(), KEY)
+        Replica("one", Registry(str(tmp_path)), ServingOptions(), KEY, OPEN)

@@ -55,7 +55,7 @@ def written(tmp_path: Path, *protocols: RequestProtocol) -> Path:
 
 def narrowed(config: Path) -> str:
     haproxy.error_files(config.parent)
-    config.write_text(haproxy.narrowed(config.read_text(), config.parent))
+    config.write_text(haproxy.narrowed(config.read_text(), config.parent, 7, 9))
     return config.read_text()
 
 
@@ -89,6 +89,8 @@ def test_only_a_query_is_asked_again_of_another_replica(config: Path) -> None:
     sections = {section.partition("\n")[0]: section for section in text.split("\nbackend ")}
     assert "retry-on conn-failure empty-response" in sections["http-classifier"]
     assert text.count("empty-response") == 1
+    assert "timeout http-request 9s" in sections["http-classifier"]  # for its body
+    assert text.count("timeout http-request 7s") == 1  # for any head
 
 
 def test_all_queries_go_to_the_classifier_and_none_but_ours_below_its_path(config: Path) -> None:
@@ -128,19 +130,25 @@ def test_narrowing_twice_is_narrowing_once(config: Path) -> None:
     assert narrowed(config) == once
 
 
+def test_bodies_are_not_spliced_for_else_it_misses_clients_that_leave(config: Path) -> None:
+    assert "splice-request" in config.read_text()
+    assert "splice-request" not in narrowed(config)
+
+
 @pytest.mark.parametrize("gone", ["mode 666", "tune.bufsize", "bind *:8404", "frontend prometheus", "errorfile 503"])
 def test_a_template_that_has_changed_stops_the_start(config: Path, gone: str) -> None:
     text = "\n".join(line for line in config.read_text().splitlines() if gone not in line)
     if gone == "errorfile 503":  # one line fewer of three is fine; none at all is not
         text = "\n".join(line for line in text.splitlines() if "errorfile" not in line)
     with pytest.raises(ValueError, match=r"0 places like .* one was expected"):
-        haproxy.narrowed(text, config.parent)
+        haproxy.narrowed(text, config.parent, 7, 9)
 
 
 def test_the_launcher_becomes_haproxy_and_needs_no_package(config: Path) -> None:
     program = Path(haproxy.__file__)
     command = [sys.executable, "-I", "-S", str(program), "/bin/echo", "-db", "-f", str(config)]
-    ran = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
+    times = {haproxy.HEAD_TIMEOUT: "7", haproxy.BODY_TIMEOUT: "9"}
+    ran = subprocess.run(command, capture_output=True, text=True, env={"PATH": os.environ["PATH"]} | times)
     assert ran.stdout == f"-db -f {config}\n", ran.stderr
     assert config.read_text().startswith(haproxy.MARK)
     assert config.stat().st_mode & 0o777 == 0o600

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from parts import BIRDS, encoded, tiny_images, tiny_version
+from parts import BIRDS, OPEN, encoded, tiny_images, tiny_version
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,7 +27,7 @@ class Two:
     """Two replicas asked directly, as the operator asks them over Ray: here it is the page that matters."""
 
     def __init__(self, registry: Registry) -> None:
-        self.replicas = {name: Replica(name, registry, ServingOptions(), bytes(32)) for name in ("one", "two")}
+        self.replicas = {name: Replica(name, registry, ServingOptions(), bytes(32), OPEN) for name in ("one", "two")}
         self.away: set[str] = set()
 
     def here(self) -> dict[str, Replica]:
@@ -180,7 +180,7 @@ def test_counts_that_are_merged_are_the_counts_that_were_taken() -> None:
 
 
 def test_a_client_that_does_not_wait_is_counted_as_such(registry: Registry) -> None:
-    replica = Replica("one", registry, ServingOptions(), bytes(32))
+    replica = Replica("one", registry, ServingOptions(), bytes(32), OPEN)
 
     async def story() -> None:
         async def receive() -> dict[str, object]:

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from parts import BIRDS, tiny_version
+from parts import BIRDS, OPEN, tiny_version
 from parts_http import Cutter
 from parts_operator import Server, bird, files, play, serving, take_step, tell_epoch
 
@@ -146,7 +146,7 @@ def test_an_upload_whose_client_leaves_while_it_waits_is_added_in_its_turn(serve
 
     async def leave_while_waiting() -> None:
         registry = server.workshop.registry
-        application = operator.app(server.workshop, Catalog(registry, None, server.settings.serving, "x"))  # type: ignore[arg-type]
+        application = operator.app(server.workshop, Catalog(registry, None, server.settings.serving, "x"), OPEN)  # type: ignore[arg-type]
         sent = asyncio.Event()
 
         async def receive() -> Any:

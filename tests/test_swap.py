@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from parts import BIRDS, blob_path, flip_one_bit, tiny_version
+from parts import BIRDS, OPEN, blob_path, flip_one_bit, tiny_version
 
 from lifelist.deploy import swap as swapping
 from lifelist.deploy.swap import swap
@@ -36,7 +36,7 @@ class Fleet:
 
     def join(self) -> Replica:
         async def made() -> Replica:
-            return Replica(f"r{len(self.replicas)}", self.registry, ServingOptions(), bytes(32))
+            return Replica(f"r{len(self.replicas)}", self.registry, ServingOptions(), bytes(32), OPEN)
 
         self.replicas.append(self.wait(made()))
         return self.replicas[-1]

@@ -1,0 +1,59 @@
+"""The body of a request as it arrives: on every route it has so long in all, and so long for the next byte."""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator
+
+from starlette.requests import ClientDisconnect, Request
+
+from lifelist.exporter.errors import BadInput, TooLarge, TooSlow
+from lifelist.serving.options import ServingOptions
+
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)
+
+
+async def chunks(request: Request, options: ServingOptions, within_s: float) -> AsyncGenerator[bytes, None]:
+    """The body, piece by piece. TooSlow if it takes longer than `within_s`, or if nothing comes for `stall_timeout_s`;
+    BadInput if the client leaves before its end.
+    """
+    loop = asyncio.get_running_loop()
+    deadline, size = loop.time() + within_s, 0
+    body = request.stream()
+    while True:
+        patience = loop.time() + options.stall_timeout_s
+        try:
+            async with asyncio.timeout_at(min(deadline, patience)):
+                chunk = await anext(body, None)
+        except TimeoutError:
+            stall_s = options.stall_timeout_s
+            why = f"then none for {stall_s:g} s" if patience < deadline else f"and not all within {within_s:g} s"
+            raise TooSlow(f"{size:,} bytes of the body arrived, {why}; send less in one request") from None
+        except ClientDisconnect as error:
+            raise BadInput(f"the connection was closed after {size:,} bytes of the body") from error
+        if chunk is None:
+            return
+        size += len(chunk)
+        yield chunk
+
+
+def check_length(request: Request, limit: int, advice: str) -> None:
+    """TooLarge if a body says of itself that it is longer than `limit` bytes: before any of it is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise TooLarge(too_large(int(declared), limit, advice))
+
+
+def too_large(size: int, limit: int, advice: str) -> str:
+    """What is said of a body over its limit."""
+    return f"the body has {size:,} bytes or more; the limit is {limit:,}. {advice}"
+
+
+def check_depth(data: bytes | bytearray, limit: int) -> None:
+    """BadInput for JSON with more than `limit` brackets in one another: a parser that follows them in could run out."""
+    if data.count(b"[") + data.count(b"{") <= limit:
+        return
+    depth = 0
+    for bracket in re.findall(rb"[\[\]{}]", STRING.sub(b"", data)):
+        depth += 1 if bracket in (b"[", b"{") else -1
+        if depth > limit:
+            raise BadInput(f"the JSON has more than {limit} brackets in one another; nothing that is asked for has")

@@ -1,0 +1,125 @@
+"""Who may call which route: one table, and the layer around both applications that holds to it."""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+from starlette.requests import Request
+from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lifelist.exporter.errors import LifelistError
+from lifelist.serving.errors import as_json
+from lifelist.serving.keys import ROLES, Guard, Role
+from lifelist.serving.rate import Buckets
+
+ANYONE = "anyone"
+CALLER = "lifelist.caller"  # in a scope: the name of the key, or ANYONE
+
+# fmt: off
+ACCESS = {  # route → the roles that may call it; `operate` may call every one, and alone what is not in the table
+    "GET /v1/health/live":                    ANYONE,  # who watches a server needs no key of it
+    "GET /v1/health/ready":                   ANYONE,
+    "GET /docs":                              ANYONE,  # a browser sends no key for a page; nothing in it is secret
+    "GET /docs/{name}":                       ANYONE,
+    "GET /openapi.json":                      ANYONE,
+    "POST /v1/classify":                      "classify",
+    "POST /v2/models/{model}/infer":          "classify",
+    "POST /v2/models/{model}/versions/{version}/infer": "classify",
+    "GET /v2":                                ANYONE,
+    "GET /v2/health/live":                    ANYONE,
+    "GET /v2/health/ready":                   ANYONE,
+    "GET /v2/models/stats":                   "read",
+    "GET /v2/models/{model}":                 "classify read",
+    "GET /v2/models/{model}/config":          "classify read",
+    "GET /v2/models/{model}/ready":           "classify read",
+    "GET /v2/models/{model}/stats":           "read",
+    "GET /v2/models/{model}/versions/{version}":        "classify read",
+    "GET /v2/models/{model}/versions/{version}/config": "classify read",
+    "GET /v2/models/{model}/versions/{version}/ready":  "classify read",
+    "GET /v2/models/{model}/versions/{version}/stats":  "read",
+    "POST /v2/repository/index":              "read",
+    "POST /v2/repository/models/{name:path}/load":   "operate",
+    "POST /v2/repository/models/{name:path}/unload": "operate",
+    "POST /v1/feedback":                      "feedback",
+    "GET /v1/classes":                        "classify feedback read",
+    "GET /v1/versions":                       "read",
+    "GET /v1/versions/{version}":             "read",
+    "GET /v1/increments":                     "read",
+    "GET /v1/increments/{increment}":         "read",
+    "GET /v1/increments/{increment}/events":  "read",
+    "GET /metrics":                           "read",
+    "POST /v1/examples":                      "operate",
+    "POST /v1/increments":                    "operate",
+    "POST /v1/increments/{increment}:cancel": "operate",
+    "POST /v1/versions/{version}:promote":    "operate",
+    "POST /v1/rollback":                      "operate",
+}
+# fmt: on
+
+Rule = tuple[Role, ...] | None  # None: anyone
+
+
+class Guarded:
+    """An ASGI application that only those reach who may, `rate` times a second at most (0: as often as they like).
+
+    Others get 401, 403 or 429 before a byte of a body is read. Who called stands in the scope, as `CALLER`.
+    """
+
+    def __init__(self, app: ASGIApp, guard: Guard, rate: float) -> None:
+        self.app, self.guard, self.rate = app, guard, rate
+        self.buckets = Buckets(rate, holds=max(1, rate))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (roles := rule(scope["method"], scope["path"])) is not None:
+            try:
+                key = self.guard.check(presented(scope["headers"]), roles)
+                scope[CALLER] = key.name if key else ANYONE
+                self.buckets.take(scope[CALLER], 1, f"{self.rate:g} requests a second")
+            except LifelistError as error:
+                await as_json(Request(scope), error)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def rule(method: str, path: str) -> Rule:
+    """Who may call: one of these roles, or None for anyone."""
+    method = "GET" if method == "HEAD" else method
+    if (method, path) in _exact():
+        return _exact()[method, path]
+    for known, pattern, roles in _patterns():
+        if method == known and pattern.match(path):
+            return roles
+    return ("operate",)
+
+
+def presented(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The key that came with a request. A header that holds no key of ours, Basic say, counts as none."""
+    found = {name: value for name, value in headers if name in (b"authorization", b"x-api-key")}
+    scheme, _, bearer = found.get(b"authorization", b"").partition(b" ")
+    key = bearer.strip() if scheme.lower() == b"bearer" else found.get(b"x-api-key", b"")
+    return key.decode("latin-1") or None
+
+
+def roles_of(text: str) -> Rule:
+    """What a row of a table says."""
+    return None if text == ANYONE else tuple(role for role in ROLES if role in text.split())
+
+
+def _rows(*, varying: bool) -> Iterator[tuple[str, str, Rule]]:
+    """The table's rows (method, path, roles): those of paths with a part that varies, or those of the others."""
+    for route, text in ACCESS.items():
+        method, path = route.split(" ")
+        if ("{" in path) == varying:
+            yield method, path, roles_of(text)
+
+
+@functools.cache
+def _exact() -> dict[tuple[str, str], Rule]:
+    return {(method, path): roles for method, path, roles in _rows(varying=False)}
+
+
+@functools.cache
+def _patterns() -> list[tuple[str, "re.Pattern[str]", Rule]]:
+    """As Starlette itself matches them."""
+    return [(method, compile_path(path)[0], roles) for method, path, roles in _rows(varying=True)]

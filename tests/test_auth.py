@@ -1,0 +1,273 @@
+"""Who may call what: every route of both applications, with every kind of key, and with none."""
+
+import contextlib
+import ipaddress
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from fastapi.routing import APIRoute
+from parts import BIRDS, OPEN
+from parts_operator import Server as Site
+from parts_operator import bird, serving
+from parts_server import Server, eventually, listeners
+from starlette.routing import Route
+
+from lifelist.client.blocking import Client
+from lifelist.deploy import cli, ground, operator
+from lifelist.exporter.errors import BadKey, Forbidden
+from lifelist.serving import auth, keys
+from lifelist.serving.app import Replica
+from lifelist.serving.catalog import Catalog
+
+x, o = True, False
+CALLERS = ("nobody", "read", "classify", "feedback", "operate")
+# fmt: off
+WHO = {  #                                     nobody  read  classify  feedback  operate
+    "GET /v1/health/live":                    (x,      x,    x,        x,        x),
+    "GET /v1/health/ready":                   (x,      x,    x,        x,        x),
+    "GET /docs":                              (x,      x,    x,        x,        x),
+    "GET /docs/{name}":                       (x,      x,    x,        x,        x),
+    "GET /openapi.json":                      (x,      x,    x,        x,        x),
+    "POST /v1/classify":                      (o,      o,    x,        o,        x),
+    "POST /v1/feedback":                      (o,      o,    o,        x,        x),
+    "GET /v1/classes":                        (o,      x,    x,        x,        x),
+    "GET /v1/versions":                       (o,      x,    o,        o,        x),
+    "GET /v1/versions/{version}":             (o,      x,    o,        o,        x),
+    "GET /v1/increments":                     (o,      x,    o,        o,        x),
+    "GET /v1/increments/{increment}":         (o,      x,    o,        o,        x),
+    "GET /v1/increments/{increment}/events":  (o,      x,    o,        o,        x),
+    "GET /metrics":                           (o,      x,    o,        o,        x),
+    "POST /v1/examples":                      (o,      o,    o,        o,        x),
+    "POST /v1/increments":                    (o,      o,    o,        o,        x),
+    "POST /v1/increments/{increment}:cancel": (o,      o,    o,        o,        x),
+    "POST /v1/versions/{version}:promote":    (o,      o,    o,        o,        x),
+    "POST /v1/rollback":                      (o,      o,    o,        o,        x),
+}
+# fmt: on
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with serving(tmp_path_factory.mktemp("home")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def callers(site: Site) -> dict[str, dict[str, str]]:
+    """The headers that each caller sends."""
+    made = {role: keys.add(site.settings.keys_file, role, [role]) for role in keys.ROLES}
+    with httpx.Client(base_url=site.url) as http:
+        for path in ("/v1/classify", "/v1/rollback"):  # both applications have seen the file
+            eventually(lambda path=path: http.post(path, headers={"X-API-Key": "no"}).status_code == 401)
+    return {"nobody": {}} | {role: {"Authorization": f"Bearer {key}"} for role, key in made.items()}
+
+
+def routes(application: Any) -> set[str]:
+    """Every route of an application as METHOD /path, found by taking off the layers around it."""
+    while not hasattr(application, "routes"):
+        application = application.app if hasattr(application, "app") else application.inner
+    found = set[str]()
+    for route in application.routes:
+        if hasattr(route, "original_router"):  # FastAPI keeps a router that was included as it is
+            assert not route.include_context.prefix
+            found |= routes(route.original_router)
+            continue
+        assert isinstance(route, Route | APIRoute), route  # no mount, no WebSocket: the table knows none
+        found |= {f"{method} {route.path}" for method in route.methods - {"HEAD"}}
+    return found
+
+
+def test_the_table_has_every_route_of_both_applications_and_no_other(site: Site) -> None:
+    settings, workshop = site.settings, site.workshop
+    replica = Replica("one", workshop.registry, settings.serving, bytes(32), OPEN)
+    operated = operator.app(workshop, Catalog(workshop.registry, None, settings.serving, "x"), OPEN)  # type: ignore[arg-type]
+    replica.close()
+    assert routes(replica.app) | routes(operated) == set(WHO) == set(auth.ACCESS)
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+@pytest.mark.parametrize("route", WHO)
+def test_every_route_lets_in_who_may_call_it_and_nobody_else(
+    site: Site, callers: dict[str, dict[str, str]], route: str, caller: str
+) -> None:
+    method, path = route.split(" ")
+    path = path.format(version=1, increment=1, name="swagger-ui.css")
+    answer = httpx.request(method, f"{site.url}{path}", headers=callers[caller])
+    if WHO[route][CALLERS.index(caller)]:
+        assert answer.status_code not in (401, 403), answer.text
+        return
+    assert answer.status_code == (401 if caller == "nobody" else 403)
+    assert answer.headers.get("www-authenticate") == ("Bearer" if caller == "nobody" else None)
+    assert list(answer.json()) == ["error"]
+    assert ("needs an API key" if caller == "nobody" else f"the API key '{caller}' may {caller};") in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/nowhere"), ("DELETE", "/v1/versions/1"), ("PUT", "/v1/classify"), ("GET", "/v1/classify/x"),
+     ("POST", "/"), ("OPTIONS", "/v1/rollback"), ("POST", "//v1/rollback"), ("POST", "/v1/rollback/"),
+     ("POST", "/V1/rollback")],
+)  # fmt: skip
+def test_what_is_in_no_table_is_the_operators_alone(
+    site: Site, callers: dict[str, dict[str, str]], method: str, path: str
+) -> None:
+    found = {name: httpx.request(method, site.url + path, headers=callers[name]).status_code for name in CALLERS}
+    assert found == {"nobody": 401, "read": 403, "classify": 403, "feedback": 403, "operate": found["operate"]}
+    assert found["operate"] in (404, 405)
+
+
+@pytest.mark.parametrize(
+    "form", ["Authorization: Bearer {}", "authorization: bearer  {}", "X-API-Key: {}", "x-api-key: {}"]
+)
+def test_a_key_may_come_in_either_header(site: Site, callers: dict[str, dict[str, str]], form: str) -> None:
+    key = callers["classify"]["Authorization"].removeprefix("Bearer ")
+    name, _, value = form.format(key).partition(": ")
+    answer = httpx.post(f"{site.url}/v1/classify", content=bird(0), headers={name: value})
+    assert answer.status_code == 200
+    for wrong in (value[:-1], value + "x", value.swapcase(), f"Basic {value}"):
+        assert httpx.post(f"{site.url}/v1/classify", content=bird(0), headers={name: wrong}).status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/examples", "/v1/feedback"])
+def test_a_caller_without_a_key_is_refused_before_its_body_comes(site: Site, callers: object, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", int(site.port)), timeout=20) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: 1000\r\n\r\n".encode())
+        assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
+def test_commands_present_the_key_of_the_environment_and_say_what_they_lack(
+    site: Site,
+    callers: dict[str, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["classes", "--port", site.port]) == 1
+    assert "this needs an API key" in capsys.readouterr().err
+    key = callers["read"]["Authorization"].removeprefix("Bearer ")
+    monkeypatch.setenv("LIFELIST_API_KEY", key)
+    assert cli.main(["classes", "--port", site.port]) == 0
+    assert BIRDS[0] in capsys.readouterr().out
+    assert cli.main(["rollback", "--port", site.port]) == 1
+    assert "the API key 'read' may read" in capsys.readouterr().err
+    assert cli.main(["settings"]) == 0
+    shown = capsys.readouterr().out
+    assert "environment LIFELIST_API_KEY" in shown
+    assert key not in shown
+    with Client(site.url) as client, pytest.raises(BadKey):
+        client.classes()
+    with Client(site.url, api_key=key) as client, pytest.raises(Forbidden):
+        client.feedback("x", 1)
+
+
+def test_keys_are_made_listed_and_removed_by_commands_and_shown_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(["keys", *arguments, "--home", "home"])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    assert run("list") == (0, "there are no keys\n", "")
+    code, made, err = run("add", "camera", "--role", "classify", "--role", "feedback", "--days", "30")
+    assert code == 0
+    assert made.startswith("lifelist_")
+    assert "cannot be shown again" in err
+    assert made.strip() not in (tmp_path / "home" / "keys.json").read_text()
+    _, out, _ = run("list", "--json")
+    (row,) = json.loads(out)["keys"]
+    assert (row["name"], row["roles"], row["expired"], "sha256" in row) == (
+        "camera",
+        ["classify", "feedback"],
+        False,
+        False,
+    )
+    assert run("add", "camera", "--role", "read")[0] == 1
+    assert run("add", "other", "--role", "admin")[0] == 2
+    code, out, err = run("remove", "camera")
+    assert (code, "camera is removed" in out, "No key is left" in err) == (0, True, True)
+    assert run("remove", "camera")[0] == 2
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_beyond_loopback_nobody_serves_without_keys_unless_told_so(
+    host: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = ["serve", "--home", "home", "--serving.host", host]
+    assert cli.main(flags) == 2
+    said = capsys.readouterr().err
+    assert f"serving.host {host} can be reached from other machines, and there is no API key" in said
+    assert cli.main([*flags, "--serving.allow-anonymous"]) == 2
+    assert "no live version" in capsys.readouterr().err  # a step further
+    keys.add(tmp_path / "home" / "keys.json", "me", ["operate"])
+    assert cli.main(flags) == 2
+    assert "no live version" in capsys.readouterr().err
+    (tmp_path / "home" / "keys.json").write_text("{")
+    assert cli.main(["serve", "--home", "home"]) == 1
+    assert "cannot be read as a file of API keys" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------- a real server
+
+
+@pytest.mark.timeout(300)
+def test_keys_hold_for_every_process_of_a_running_server_and_go_without_a_restart(server: Server) -> None:
+    file = server.home / "keys.json"
+
+    def statuses(**headers: str) -> set[int]:
+        """What the replicas and the operator say; on connections of their own, so that every replica is asked."""
+        asked = [("POST", "/v1/classify")] * 20 + [("POST", "/v1/feedback")] * 3
+        return {httpx.request(m, server.url + path, headers=headers, content=bird(0)).status_code for m, path in asked}
+
+    assert statuses() == {200, 415}
+    classify, operate = (keys.add(file, role, [role]) for role in ("classify", "operate"))  # type: ignore[list-item]
+    try:
+        eventually(lambda: statuses() == {401}, 20)
+        assert statuses(Authorization=f"Bearer {classify}") == {200, 403}
+        assert statuses(Authorization=f"Bearer {operate}") == {200, 415}
+        assert httpx.get(f"{server.url}/v1/health/ready").status_code == 200
+        assert httpx.get(f"{server.url}/docs").status_code == 200
+        with httpx.Client(base_url=server.url, headers={"X-API-Key": operate}) as http:
+            for port in {
+                port for _, port in listeners(ground.processes(server.record().nonce)) if 30_000 <= port < 32_768
+            }:
+                with contextlib.suppress(httpx.HTTPError):  # past HAProxy, straight to a process: no other rule there
+                    assert httpx.post(f"http://127.0.0.1:{port}/v1/rollback").status_code in (401, 404, 503)
+            assert http.get("/v1/versions").status_code == 200
+    finally:
+        for name in ("classify", "operate"):
+            keys.remove(file, name)
+        eventually(lambda: statuses() == {200, 415}, 20)
+
+
+@pytest.mark.timeout(300)
+def test_every_socket_of_a_running_server_is_on_loopback_or_wants_rays_token(server: Server) -> None:
+    found = listeners([server.process.pid, *ground.processes(server.record().nonce)])
+    assert ("127.0.0.1", server.port) in found
+    beyond = {port for address, port in found if not on_loopback(address)}
+    assert len(found) - len(beyond) >= 16  # HAProxy, the replicas, the operator, and nearly all of Ray
+    assert {port: refusal(port) for port in beyond} == dict.fromkeys(beyond, grpc.StatusCode.UNAUTHENTICATED)
+
+
+def on_loopback(address: str) -> bool:
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
+
+
+def refusal(port: int) -> grpc.StatusCode:
+    """What a stranger without the token gets of the one server that Ray opens wider: a replica, for other replicas."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary("/ray.serve.ASGIService/HandleRequest")(b"", timeout=10)
+        code: grpc.StatusCode = refused.value.code()  # type: ignore[attr-defined]
+        return code
