@@ -6,6 +6,7 @@ of faults run the real thing. This one starts in a tenth of a second.
 
 import asyncio
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ import uvicorn
 from parts import BIRDS, encoded, tiny_images, tiny_version
 from starlette.types import Receive, Scope, Send
 
-from lifelist.deploy import operator, tables
+from lifelist.deploy import haproxy, operator, tables
 from lifelist.deploy.records import Rollout, now
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.workshop import Workshop, open_workshop
@@ -25,9 +26,10 @@ from lifelist.exporter.registry import Registry
 from lifelist.serving import metrics, prediction
 from lifelist.serving.app import Replica
 from lifelist.serving.catalog import Catalog
-from lifelist.serving.follow import Status
+from lifelist.serving.follow import Report, Status
 from lifelist.serving.keys import Guard
 from lifelist.serving.metrics import Family
+from lifelist.serving.statistics import Counts
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,15 @@ class _One:
 
     async def metrics(self) -> dict[str, tuple[Family, ...]]:
         return {"one": metrics.snapshot(self.replica.metrics.registry)}
+
+    async def statistics(self) -> list[Mapping[int, Counts]]:
+        return [self.replica.statistics.snapshot()]
+
+    async def load(self, version: int) -> list[Report]:
+        return [await self.replica.follower.pin(version)]
+
+    async def unload(self, version: int) -> list[Report]:
+        return [await self.replica.follower.unpin(version)]
 
 
 @contextlib.contextmanager
@@ -88,7 +99,8 @@ def serving(
     operated = operator.app(workshop, Catalog(registry, _One(replica), made.serving, nonce="test"), guard)
 
     async def both(scope: Scope, receive: Receive, send: Send) -> None:
-        chosen = replica.app if scope.get("path") == "/v1/classify" else operated
+        path = scope.get("path", "")
+        chosen = replica.app if path == "/v1/classify" or re.match(haproxy.QUERIES, path) else operated
         await chosen(scope, receive, send)
 
     server = uvicorn.Server(uvicorn.Config(both, port=0, log_level="error", lifespan="on", timeout_graceful_shutdown=1))

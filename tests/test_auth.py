@@ -5,6 +5,7 @@ import ipaddress
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,19 @@ import grpc
 import httpx
 import pytest
 from fastapi.routing import APIRoute
+from grpc_health.v1 import health_pb2
 from parts import BIRDS, OPEN
 from parts_operator import Server as Site
 from parts_operator import bird, serving
 from parts_server import Server, eventually, listeners
 from starlette.routing import Route
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from lifelist.client.blocking import Client
 from lifelist.deploy import cli, ground, operator
 from lifelist.exporter.errors import BadKey, Forbidden
-from lifelist.serving import auth, keys
+from lifelist.serving import auth, keys, oip_routes
+from lifelist.serving import grpc as by_grpc
 from lifelist.serving.app import Replica
 from lifelist.serving.catalog import Catalog
 
@@ -48,6 +52,23 @@ WHO = {  #                                     nobody  read  classify  feedback 
     "POST /v1/increments/{increment}:cancel": (o,      o,    o,        o,        x),
     "POST /v1/versions/{version}:promote":    (o,      o,    o,        o,        x),
     "POST /v1/rollback":                      (o,      o,    o,        o,        x),
+    "POST /v2/models/{model}/infer":          (o,      o,    x,        o,        x),
+    "POST /v2/models/{model}/versions/{version}/infer": (o, o, x,      o,        x),
+    "GET /v2":                                (x,      x,    x,        x,        x),
+    "GET /v2/health/live":                    (x,      x,    x,        x,        x),
+    "GET /v2/health/ready":                   (x,      x,    x,        x,        x),
+    "GET /v2/models/stats":                   (o,      x,    o,        o,        x),
+    "GET /v2/models/{model}":                 (o,      x,    x,        o,        x),
+    "GET /v2/models/{model}/config":          (o,      x,    x,        o,        x),
+    "GET /v2/models/{model}/ready":           (o,      x,    x,        o,        x),
+    "GET /v2/models/{model}/stats":           (o,      x,    o,        o,        x),
+    "GET /v2/models/{model}/versions/{version}":        (o, x, x,      o,        x),
+    "GET /v2/models/{model}/versions/{version}/config": (o, x, x,      o,        x),
+    "GET /v2/models/{model}/versions/{version}/ready":  (o, x, x,      o,        x),
+    "GET /v2/models/{model}/versions/{version}/stats":  (o, x, o,      o,        x),
+    "POST /v2/repository/index":              (o,      x,    o,        o,        x),
+    "POST /v2/repository/models/{name:path}/load":      (o, o, o,      o,        x),
+    "POST /v2/repository/models/{name:path}/unload":    (o, o, o,      o,        x),
 }
 # fmt: on
 
@@ -88,7 +109,64 @@ def test_the_table_has_every_route_of_both_applications_and_no_other(site: Site)
     replica = Replica("one", workshop.registry, settings.serving, bytes(32), OPEN)
     operated = operator.app(workshop, Catalog(workshop.registry, None, settings.serving, "x"), OPEN)  # type: ignore[arg-type]
     replica.close()
-    assert routes(replica.app) | routes(operated) == set(WHO) == set(auth.ACCESS)
+    absent = {
+        f"{method} {path}" for method in ("GET", "POST") for path in oip_routes.ABSENT
+    }  # 501, and to operate alone
+    assert routes(replica.app) | routes(operated) == set(WHO) | absent
+    assert set(WHO) == set(auth.ACCESS)
+
+
+# fmt: off
+WHO_BY_GRPC = {  #             nobody  read  classify  feedback  operate
+    "ServerLive":             (x,      x,    x,        x,        x),
+    "ServerReady":            (x,      x,    x,        x,        x),
+    "ServerMetadata":         (x,      x,    x,        x,        x),
+    "Check":                  (x,      x,    x,        x,        x),
+    "List":                   (x,      x,    x,        x,        x),
+    "Watch":                  (x,      x,    x,        x,        x),
+    "ModelInfer":             (o,      o,    x,        o,        x),
+    "ModelStreamInfer":       (o,      o,    x,        o,        x),
+    "ModelReady":             (o,      x,    x,        o,        x),
+    "ModelMetadata":          (o,      x,    x,        o,        x),
+    "ModelConfig":            (o,      x,    x,        o,        x),
+    "ModelStatistics":        (o,      x,    o,        o,        x),
+    "RepositoryIndex":        (o,      x,    o,        o,        x),
+    "RepositoryModelLoad":    (o,      o,    o,        o,        x),
+    "RepositoryModelUnload":  (o,      o,    o,        o,        x),
+} | dict.fromkeys(by_grpc.ABSENT, (o, o, o, o, x))
+# fmt: on
+
+
+@dataclass
+class Context:
+    """What Ray Serve gives a method of who calls it; the shared server, below, has the real one."""
+
+    headers: dict[str, str]
+    address: str = "ipv4:127.0.0.1:4711"
+
+    def peer(self) -> str:
+        return self.address
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return [(name.lower(), value) for name, value in self.headers.items()]
+
+
+@pytest.mark.parametrize("method", WHO_BY_GRPC)
+def test_every_grpc_method_lets_in_who_may_call_it_and_nobody_else(
+    site: Site, callers: dict[str, dict[str, str]], method: str
+) -> None:
+    guard = keys.Guard(site.settings.keys_file, anonymous=True)
+    for caller, may in zip(CALLERS, WHO_BY_GRPC[method], strict=True):
+        with contextlib.nullcontext() if may else pytest.raises(BadKey if caller == "nobody" else Forbidden):
+            by_grpc.admit(Context(callers[caller]), guard, method)
+    with pytest.raises(Forbidden, match="not on this machine"):
+        by_grpc.admit(Context(callers["operate"], "ipv4:192.0.2.7:4711"), guard, method)
+
+
+def test_the_table_has_every_method_of_both_services() -> None:
+    both = (service_pb2, "GRPCInferenceService"), (health_pb2, "Health")
+    services = [module.DESCRIPTOR.services_by_name[name] for module, name in both]
+    assert {method.name for service in services for method in service.methods} == set(WHO_BY_GRPC)
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -97,7 +175,9 @@ def test_every_route_lets_in_who_may_call_it_and_nobody_else(
     site: Site, callers: dict[str, dict[str, str]], route: str, caller: str
 ) -> None:
     method, path = route.split(" ")
-    path = path.format(version=1, increment=1, name="swagger-ui.css")
+    path = path.replace("{name:path}", "lifelist").format(
+        version=1, increment=1, name="swagger-ui.css", model="lifelist"
+    )
     answer = httpx.request(method, f"{site.url}{path}", headers=callers[caller])
     if WHO[route][CALLERS.index(caller)]:
         assert answer.status_code not in (401, 403), answer.text
@@ -235,6 +315,16 @@ def test_keys_hold_for_every_process_of_a_running_server_and_go_without_a_restar
         eventually(lambda: statuses() == {401}, 20)
         assert statuses(Authorization=f"Bearer {classify}") == {200, 403}
         assert statuses(Authorization=f"Bearer {operate}") == {200, 415}
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for metadata, code in (
+                ((), grpc.StatusCode.UNAUTHENTICATED), ((("x-api-key", classify),), grpc.StatusCode.PERMISSION_DENIED)
+            ):  # fmt: skip
+                with pytest.raises(grpc.RpcError) as refused:
+                    stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), metadata=metadata, timeout=20)
+                assert refused.value.code() == code
+            metadata = (("authorization", f"Bearer {operate}"),)
+            assert stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), metadata=metadata, timeout=20).models
         assert httpx.get(f"{server.url}/v1/health/ready").status_code == 200
         assert httpx.get(f"{server.url}/docs").status_code == 200
         with httpx.Client(base_url=server.url, headers={"X-API-Key": operate}) as http:
@@ -254,7 +344,8 @@ def test_keys_hold_for_every_process_of_a_running_server_and_go_without_a_restar
 def test_every_socket_of_a_running_server_is_on_loopback_or_wants_rays_token(server: Server) -> None:
     found = listeners([server.process.pid, *ground.processes(server.record().nonce)])
     assert ("127.0.0.1", server.port) in found
-    beyond = {port for address, port in found if not on_loopback(address)}
+    for_grpc = range(ground.FIRST, ground.LAST + ground.BLOCK)  # tests/test_oip_clients.py sees that those refuse
+    beyond = {port for address, port in found if not on_loopback(address) and port not in for_grpc}
     assert len(found) - len(beyond) >= 16  # HAProxy, the replicas, the operator, and nearly all of Ray
     assert {port: refusal(port) for port in beyond} == dict.fromkeys(beyond, grpc.StatusCode.UNAUTHENTICATED)
 

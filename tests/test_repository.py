@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
-from parts import BIRDS, blob_path, flip_one_bit, tiny_images, tiny_version
+from parts import BIRDS, OPEN, blob_path, flip_one_bit, tiny_images, tiny_version
 
 from lifelist.exporter.errors import BadInput, Conflict, Corrupt, Missing, NotPrepared, Unavailable
 from lifelist.exporter.registry import Registry
@@ -27,7 +27,7 @@ class Two:
 
     def __init__(self, registry: Registry) -> None:
         self.loop = asyncio.new_event_loop()
-        self.all = [Replica(name, registry, OPTIONS, bytes(32)) for name in ("one", "two")]
+        self.all = [Replica(name, registry, OPTIONS, bytes(32), OPEN) for name in ("one", "two")]
         self.here = list(self.all)
         self.repository = Repository(registry, self, OPTIONS)  # type: ignore[arg-type]
 
