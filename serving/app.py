@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from ray import serve
 from starlette.types import ASGIApp
 
-from lifelist.exporter.errors import LifelistError, Missing
+from lifelist.exporter.errors import Missing
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import classify, infer, metrics
 from lifelist.serving.batcher import Batcher
@@ -114,7 +114,7 @@ class Classifier(Service):
             pinned = {version for status in await self.replica.replicas.status() for version in status.pinned}
             for version in sorted(pinned):
                 await follower.pin(version)
-        except LifelistError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, it must not keep this replica from following live
             log.warning("loaded.missed", extra={"facts": {"replica": follower.replica, "reason": str(error)}})
         await follower.keep_up(every_s)
 

@@ -33,6 +33,7 @@ from lifelist.serving.statistics import Statistics
 PATH = "/v1/classify"
 PARAMETERS = ("top_k", "answer", "shape")
 LARGEST_TOP_K = 10_000
+_MOVED = f"{PATH}/v2/".encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class _WholePath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        path = path.removeprefix(PATH) if path.startswith(f"{PATH}/v2/") else path
+        if scope.get("raw_path", b"").startswith(_MOVED):  # raw: spelled otherwise, it was no doing of HAProxy's
+            path = path.removeprefix(PATH)
         await self.inner({**scope, "root_path": "", "path": path}, receive, send)
 
 
