@@ -356,7 +356,7 @@ def play(server: Server) -> None:
     for epoch in range(1, 6):
         time.sleep(0.05)
         tell_epoch(shop, rollout, epoch, 5)
-    for state in ("export", "parity", "gate", "publish", "swap", "tidy", "done"):
+    for state in ("export", "parity", "gate", "quantise", "publish", "swap", "tidy", "done"):
         rollout = take_step(shop, rollout, state)
 
 
@@ -366,7 +366,7 @@ def test_events_come_as_they_happen_and_end_with_the_increment(client: Client, s
     threading.Thread(target=play, args=(server,)).start()
     events = list(client.events(1))
     kinds = [event.kind for event in events]
-    assert kinds == ["state"] * 3 + ["epoch"] * 5 + ["state"] * 6 + ["ended"]
+    assert kinds == ["state"] * 3 + ["epoch"] * 5 + ["state"] * 7 + ["ended"]
     assert [e.data["epoch"] for e in events if e.kind == "epoch"] == [1, 2, 3, 4, 5]
     assert events[-1].data["state"] == "done"
     ids = [event.id for event in events]
