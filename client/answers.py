@@ -196,6 +196,17 @@ class BiasCorrection(TypedDict):
     last_row: int
 
 
+class Int8(TypedDict):
+    """How well the graph in 8 bits answers beside the one in fp32, and so whether it serves."""
+
+    used: bool
+    images: int
+    loss: float
+    class_loss: float
+    answers: Json
+    message: str
+
+
 class Parity(TypedDict):
     """How well graph and network agree."""
 
@@ -231,6 +242,7 @@ class Version(TypedDict):
     files: list[File]
     bias: BiasCorrection | None
     parity: Parity | None
+    int8: Int8 | None
     gate: list[Check]
     options: Json
     results: Json

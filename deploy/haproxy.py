@@ -50,6 +50,8 @@ RAY_SAYS = {  # Ray's status, in plain text, where no code of ours answers → t
 }
 # fmt: on
 CLASSIFIER = "/v1/classify"  # its route prefix: Ray lets nothing else in to a replica
+# Ray has a client name one of the two applications, and only this one has methods
+TO_CLASSIFIER = "    http-request set-header application classifier\n"
 QUERIES = r"^/v2/models/[^/]+(/versions/[^/]+)?/infer$"
 # only a request that HAProxy has whole can be sent again; without the first line it would not wait for the body
 ASK_AGAIN = "    option http-buffer-request\n    timeout http-request {}s\n    retry-on conn-failure empty-response\n"
@@ -76,16 +78,13 @@ def narrowed(config: str, folder: Path, head_s: int, body_s: int) -> str:
         r"\1 " + _returned(*RAY_SAYS[404]),
     )
     config, _ = re.subn(r"(\nbackend http-classifier\n)", r"\1" + ASK_AGAIN.format(body_s), config)
-    return MARK + _grpc_to_the_classifier(config)
-
-
-def _grpc_to_the_classifier(config: str) -> str:
-    """Ray asks clients to name an application of the two, of which only this one has methods."""
-    if "\nbackend grpc-classifier\n" not in config:  # no gRPC, or not yet
-        return config
-    config, _ = re.subn(r"    use_backend grpc-(?!classifier )\S+ if is_grpc-\S+\n", "", config)
-    config, _ = re.subn(r"default_backend default_grpc_backend", "default_backend grpc-classifier", config)
-    return config
+    if "\nfrontend grpc_frontend\n" in config:
+        # Ray's fallback, for when no replica is up, pickles messages, which fails: UNAVAILABLE is the better answer
+        config = re.sub(r"    server \S+ \S+ proto h2 check backup\n", "", config)
+        config = _once(
+            config, r"(\nfrontend grpc_frontend\n(?:\s*#[^\n]*\n)*\s*bind \S+ proto h2\n)", r"\1" + TO_CLASSIFIER
+        )
+    return MARK + config
 
 
 def error_files(folder: Path) -> None:

@@ -30,7 +30,6 @@ from lifelist.deploy.settings import Settings
 from lifelist.exporter.errors import BadSetting
 
 PREFIX = "LIFELIST_"
-API_KEY = "LIFELIST_API_KEY"  # the client's (client/wire.py): a secret, and no setting
 FILE = "lifelist.toml"
 ALIASES = {"port": "serving.port"}  # short flags for what is typed most; --home is a key already
 _BOOLEANS = ("true", "false", "yes", "no", "on", "off", "1", "0")
@@ -198,7 +197,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, tuple[Any, st
     variables = {key.variable: key for key in keys().values()}
     found = {}
     for variable, text in environment.items():
-        if not variable.startswith(PREFIX) or variable == API_KEY:
+        if not variable.startswith(PREFIX):
             continue
         if variable not in variables:
             raise BadSetting(f"{variable} in the environment is not a setting.{nearest(variable, list(variables))}")

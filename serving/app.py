@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from ray import serve
 from starlette.types import ASGIApp
 
-from lifelist.exporter.errors import LifelistError, Missing
+from lifelist.exporter.errors import Missing
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import classify, direct, infer, metrics
 from lifelist.serving.batcher import Batcher
@@ -108,7 +108,7 @@ class Classifier(Service):
         set_up()
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key, guard)
-        direct.take(self.replica.app, lambda path: path == classify.PATH or path.startswith(f"{classify.PATH}/v2/"))
+        direct.take(self.replica.app, classify.is_query)
         await self.replica.follower.look()  # a swap may have gone by while it loaded
         self.following = asyncio.create_task(self._keep_up(options.reconcile_s))
 
@@ -119,7 +119,7 @@ class Classifier(Service):
             pinned = {version for status in await self.replica.replicas.status() for version in status.pinned}
             for version in sorted(pinned):
                 await follower.pin(version)
-        except LifelistError as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, it must not keep this replica from following live
             log.warning("loaded.missed", extra={"facts": {"replica": follower.replica, "reason": str(error)}})
         await follower.keep_up(every_s)
 

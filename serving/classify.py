@@ -35,6 +35,7 @@ from lifelist.serving.statistics import Statistics
 PATH = "/v1/classify"
 PARAMETERS = ("top_k", "answer", "shape")
 LARGEST_TOP_K = 10_000
+MOVED = f"{PATH}/v2/"  # where HAProxy puts other queries, since Ray Serve lets in nothing beside the prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,14 @@ def app(parts: Parts, beside: Sequence[Route] = ()) -> ASGIApp:
     return Measured(_WholePath(Guarded(inner, parts.guard, rate)), parts.metrics)
 
 
+def is_query(path: str) -> bool:
+    """Whether a path, as HAProxy sends it, is of a route of this application."""
+    return path == PATH or path.startswith(MOVED)
+
+
 class _WholePath:
     """The paths as clients sent them. Ray Serve gives the route prefix as a root path, and the routes are written with
-    it; HAProxy puts the prefix before what Ray Serve would not let in (deploy/haproxy.py).
+    it; HAProxy puts the prefix before those that have another (deploy/haproxy.py).
     """
 
     def __init__(self, inner: ASGIApp) -> None:
@@ -73,7 +79,8 @@ class _WholePath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        path = path.removeprefix(PATH) if path.startswith(f"{PATH}/v2/") else path
+        if (scope.get("raw_path") or path.encode()).startswith(MOVED.encode()):  # raw: others spell it otherwise
+            path = path.removeprefix(PATH)
         await self.inner({**scope, "root_path": "", "path": path}, receive, send)
 
 

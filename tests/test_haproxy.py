@@ -45,6 +45,7 @@ def written(tmp_path: Path, *protocols: RequestProtocol) -> Path:
             app_name=name,
             protocol=protocol,
             servers=[ServerConfig(f"{name}-{k}", "127.0.0.1", 30010 + k) for k in range(2)],
+            fallback_server=ServerConfig("fallback", "127.0.0.1", 30002),
         )
         for name, prefix in (("classifier", "/v1/classify"), ("operator", "/"))
         for protocol in protocols
@@ -109,13 +110,13 @@ def test_all_queries_go_to_the_classifier_and_none_but_ours_below_its_path(confi
 
 
 def test_all_grpc_calls_go_to_the_classifier_whichever_application_they_name(with_grpc: Path) -> None:
-    before = with_grpc.read_text()
     text = narrowed(with_grpc)
     front = text[text.index("\nfrontend grpc_frontend\n") : text.index("\nbackend grpc-classifier\n")]
     assert "bind 127.0.0.1:18998 proto h2" in front
-    assert "default_backend grpc-classifier" in front
-    assert "use_backend grpc-operator" in before
-    assert "use_backend grpc-operator" not in text
+    assert "proto h2 check backup" not in text
+    assert text.count("check backup") == 2  # of HTTP: there it works
+    assert front.index("http-request set-header application classifier") < front.index("use_backend")
+    assert "acl is_grpc-classifier req.hdr(application) -m str classifier" in front
     test_it_is_a_configuration_that_haproxy_takes(with_grpc)
 
 
