@@ -19,7 +19,6 @@ from parts_server import free_port
 from lifelist import AsyncClient, Client
 from lifelist.client import errors, wire
 from lifelist.client.wire import Call, Request, retry_after
-from lifelist.deploy.sources import resolve
 from lifelist.exporter.errors import BadInput
 
 ALIVE = {"live": True, "server": "x"}
@@ -193,10 +192,6 @@ def test_a_key_that_no_header_can_carry_is_refused_and_not_printed(key: str) -> 
         with pytest.raises(BadInput) as caught:
             kind(api_key=key)
         assert key not in str(caught.value)
-
-
-def test_the_key_in_the_environment_is_no_setting() -> None:
-    assert resolve([], {"LIFELIST_API_KEY": "x"}).sources.get("api_key") is None
 
 
 # ------------------------------------------------------------------------------------------------------ concurrency
