@@ -105,6 +105,28 @@ class Moved(TypedDict):
     generation: int
 
 
+class ClassEvent(TypedDict):
+    """What was said of a class anew, as another version became live: what differs, before and after."""
+
+    at: str  # RFC 3339, UTC
+    version: int
+    before: Json
+    after: Json
+
+
+class ClassDetail(ClassName):
+    """GET and PATCH /v1/classes/{id}."""
+
+    version: int | None  # live, which says all this
+    aliases: list[str]
+    state: str  # trained, enrolled, pending; former: without row and mean, since it is retired or merged
+    increment: int | None
+    retired: bool
+    merged_into: int | None
+    images: dict[str, int]  # kept, by role
+    history: list[ClassEvent]
+
+
 class Judged(TypedDict):
     """POST /v1/feedback: what was answered then, and what was true."""
 

@@ -1,4 +1,4 @@
-"""The commands that talk to a running server about images: classify, classes, examples, feedback."""
+"""The commands that talk to a running server about images: classify, examples, feedback."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 from lifelist.deploy.answers import Added, Classified
 from lifelist.deploy.client import Client, url_of
 from lifelist.deploy.sources import Resolved
-from lifelist.deploy.terminal import json_option, progress, result, table
+from lifelist.deploy.terminal import json_option, progress, result
 from lifelist.exporter.errors import BadInput
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -42,17 +42,6 @@ def classify(
         for one in value
     ]  # fmt: skip
     result(value, "\n".join(lines), as_json)
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def classes(resolved: Resolved, as_json: bool) -> None:
-    """List the classes that the live version knows."""
-    with Client(url_of(resolved.settings)) as client:
-        found = client.classes()
-    rows = [(c["id"], c["name"], c["state"]) for c in found["classes"]]
-    result(found, table(["id", "name", "state"], rows), as_json)
 
 
 @click.group()

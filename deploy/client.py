@@ -12,7 +12,7 @@ from typing import IO, Any, Self, cast
 
 import httpx
 
-from lifelist.deploy.answers import ENDED, Added, Classified, Increment, Json, Judged, Moved
+from lifelist.deploy.answers import ENDED, Added, ClassDetail, Classified, Increment, Json, Judged, Moved
 from lifelist.deploy.settings import Settings
 from lifelist.exporter.errors import (
     BadInput,
@@ -180,6 +180,14 @@ class Client:
     def rollback(self) -> Moved:
         """Make the previous version live again."""
         return cast(Moved, self._json("POST", "/v1/rollback"))
+
+    def class_(self, class_id: int) -> ClassDetail:
+        """All that there is to say of a class."""
+        return cast(ClassDetail, self._json("GET", f"/v1/classes/{class_id}"))
+
+    def change_class(self, class_id: int, **said: Any) -> ClassDetail:
+        """Say something else of a class: name, aliases, retired, merged_into; expected_version, to be sure of live."""
+        return cast(ClassDetail, self._json("PATCH", f"/v1/classes/{class_id}", json=said))
 
     def feedback(self, prediction_id: str, truth: str | int) -> Judged:
         """Say what class the image of an earlier answer really was."""

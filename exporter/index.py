@@ -4,7 +4,7 @@ An index is built whole, from all means, and never changed: faiss allows no sear
 one more class brings an index of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,11 @@ class ClassMeans:
         """The unit means, len(ids)×dim float32, in the order of `ids`."""
         means: Floats = self.index.index.reconstruct_n(0, len(self.ids))
         return means
+
+    def without(self, ids: Container[int]) -> "ClassMeans":
+        """The means of the other classes."""
+        kept = [k for k, class_id in enumerate(self.ids) if class_id not in ids]
+        return load(build([self.ids[k] for k in kept], self.means()[kept]), self.dim)
 
 
 def build(ids: Sequence[int], means: npt.ArrayLike) -> bytes:

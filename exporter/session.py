@@ -4,7 +4,7 @@ import ctypes
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS, inspect
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import Pixels
 from lifelist.exporter.registry import Registry
+from lifelist.exporter.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,20 @@ class Loaded:
     manifest: Manifest
     provider: str  # what really runs the graph: cpu or cuda
     session: Any  # onnxruntime.InferenceSession
-    means: index.ClassMeans
+    means: index.ClassMeans  # of all its classes
+    rows: Rows = field(init=False)
+    _searched: index.ClassMeans = field(init=False)  # without those of retired classes
+    _merged: dict[int, int] = field(init=False)  # class id → the one that is answered in its place
+
+    def __post_init__(self) -> None:
+        instead = self.manifest.instead
+        retired = {class_id for class_id, answered in instead.items() if answered is None}
+        object.__setattr__(self, "rows", Rows.of(self.manifest))
+        object.__setattr__(
+            self, "_searched", self.means.without(retired) if retired & {*self.means.ids} else self.means
+        )
+        merged = {k: answered for k, answered in instead.items() if answered is not None and k in self.means.ids}
+        object.__setattr__(self, "_merged", merged)
 
     @property
     def version(self) -> int:
@@ -57,24 +71,32 @@ class Loaded:
     def linear(self, logits: Floats, top_k: int) -> list[Ranking]:
         """The best classes of each image by the last layer, with their softmax probabilities over all trained classes.
 
-        logits: N×C float32, as `run` gives them. Enrolled classes have no row there, and are never among them.
+        logits: N×C float32, as `run` gives them. Enrolled classes have no row there: they are among them only where a
+        trained one is merged into them. Retired ones never are, and the probabilities of the others sum to 1.
         """
-        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-        weights = np.exp(shifted, dtype=np.float64)
-        scores = weights / weights.sum(axis=1, keepdims=True)
-        ids = [entry.id for entry in self.manifest.trained]
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+        scores = self.rows.scores(logits)
+        # of logits no two are alike for being small, as probabilities may be
+        best = np.argsort(-(logits if self.rows.order is None else scores), axis=1, kind="stable")[:, :top_k]
+        ids = self.rows.ids
         return [
-            [(ids[row], float(image[row])) for row in rows] for image, rows in zip(scores, best.tolist(), strict=True)
+            [(ids[place], float(image[place])) for place in places]
+            for image, places in zip(scores, best.tolist(), strict=True)
         ]
 
     def nearest_mean(self, embedding: Floats, top_k: int) -> list[Ranking]:
         """The nearest classes of each image, enrolled ones included, with cosine similarities in -1 … 1.
 
-        embedding: N×D float32, as `run` gives them.
+        embedding: N×D float32, as `run` gives them. Of a class and those merged into it the nearest mean counts.
         """
-        scores, ids = self.means.nearest(embedding, top_k)
-        return [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+        scores, ids = self._searched.nearest(embedding, top_k + len(self._merged))
+        ranked = [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+        return [self._as_merged(ranking)[:top_k] for ranking in ranked] if self._merged else ranked
+
+    def _as_merged(self, ranking: Ranking) -> Ranking:
+        found: dict[int, float] = {}
+        for class_id, score in ranking:
+            found.setdefault(self._merged.get(class_id, class_id), score)
+        return list(found.items())
 
     def warm(self, batches: Sequence[int] = (1, 8, 32)) -> float:
         """Answer batches of these sizes, so that the first real one is as fast as the rest. Seconds that it took."""

@@ -58,9 +58,9 @@ class Metrics:
         """Show which version answers, and no other."""
         self.live.clear()
         manifest = loaded.manifest
-        self.live.labels(str(loaded.version), str(len(manifest.classes)), manifest.default_answer, loaded.provider).set(
-            1
-        )
+        self.live.labels(
+            str(loaded.version), str(len(manifest.answerable)), manifest.default_answer, loaded.provider
+        ).set(1)
 
     def answered(self, class_id: int, kind: AnswerKind) -> None:
         """Count one image's answer."""

@@ -23,6 +23,8 @@ ERRORS = {
 ANYWHERE = "400 503"
 BESIDE = {  # route → what it answers beside those
     f"POST {PATH}":                           "405 408 413 415",
+    "GET /v1/classes/{class_id}":             "404",
+    "PATCH /v1/classes/{class_id}":           "404 409 413 415",
     "GET /v1/versions/{version}":             "404",
     "POST /v1/versions/{version}:promote":    "404 409 413 415",
     "POST /v1/rollback":                      "404 409",

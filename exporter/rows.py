@@ -1,0 +1,45 @@
+"""Which class each row of the last layer answers, where some are retired or merged."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from lifelist.exporter.fold import Floats
+from lifelist.exporter.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """The rows that answer. Those of a retired class do not; those of a merged one answer the class it went into."""
+
+    ids: tuple[int, ...]  # A class ids, all different
+    order: npt.NDArray[np.intp] | None  # the rows that answer, of one class side by side; None: each one of its own
+    starts: npt.NDArray[np.intp]  # A: where the rows of each class begin in `order`
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Self:
+        """Those of a version."""
+        rows: defaultdict[int, list[int]] = defaultdict(list)
+        instead = manifest.instead
+        for row, entry in enumerate(manifest.trained):
+            if (answered := instead.get(entry.id, entry.id)) is not None:
+                rows[answered].append(row)
+        order = [row for together in rows.values() for row in together]
+        starts = np.cumsum([0, *map(len, rows.values())])[:-1]
+        plain = order == list(range(len(manifest.trained))) and len(rows) == len(order)
+        return cls(tuple(rows), None if plain else np.array(order, np.intp), starts)
+
+    def scores(self, logits: Floats) -> npt.NDArray[np.float64]:
+        """N×A probabilities of the classes, which sum to 1, of logits N×C: rows that do not answer are as if not there.
+
+        A class that others are merged into has the sum of what its rows have.
+        """
+        shown = logits if self.order is None else logits[:, self.order]
+        weights = np.exp(shown - shown.max(axis=1, keepdims=True, initial=-np.inf), dtype=np.float64)
+        if self.order is not None:
+            weights = np.add.reduceat(weights, self.starts, axis=1)
+        found: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+        return found
