@@ -5,6 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from lifelist.deploy import enrol, examples
 from lifelist.deploy.naming import names
 from lifelist.deploy.records import Rollout, now
@@ -12,6 +15,7 @@ from lifelist.deploy.workshop import (
     CHECKPOINT,
     EVALUATION,
     EXEMPLARS,
+    HELD_OUT,
     LEARNED,
     STATISTICS,
     Workshop,
@@ -19,12 +23,18 @@ from lifelist.deploy.workshop import (
 )
 from lifelist.exporter import fold, graph, index, session
 from lifelist.exporter.errors import Failed, Moved
+from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Manifest, Parity, Preprocess
+from lifelist.exporter.provisional import HeldOut
 from lifelist.exporter.registry import Registry
+from lifelist.training.data import GATE
 from lifelist.training.increment import load_network
 from lifelist.training.job import Learned, Task, read_result, read_task
 from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
+
+BATCH = 64  # images
+MOST_HELD = 2000  # images are enough to see what a row takes from the others
 
 
 def export(workshop: Workshop, rollout: Rollout) -> Manifest:
@@ -49,6 +59,8 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         EVALUATION: json.dumps(learned.evaluation).encode(),
         LEARNED: json.dumps(sorted(_learned_images(workshop, rollout, task))).encode(),
     }
+    if (held := _held_out(files[session.MODEL], task, learned)) is not None:
+        files[HELD_OUT] = held.as_bytes()
     if learned.statistics is not None:
         files[STATISTICS] = learned.statistics
     draft = Manifest(
@@ -80,6 +92,23 @@ def _gone(parent: Manifest, learned: Learned) -> tuple[ClassEntry, ...]:
     """The classes that the model has not: retired ones, and those whose images it has learned as another's."""
     rows = set(learned.class_ids)
     return tuple(entry for entry in parent.entries if entry.retired or entry.merged_into in rows)
+
+
+def _held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
+    """What the graph says to gate images, at most MOST_HELD, of all classes alike; None if there are none."""
+    gate = (task.roles == GATE).nonzero()[:, 0]
+    if not len(gate):
+        return None
+    chosen = gate[torch.linspace(0, len(gate) - 1, min(MOST_HELD, len(gate))).round().long()]
+    images = task.images.take(chosen)
+    graph_session, _ = session.open_session(model, provider="cpu")
+    parts = []
+    for start in range(0, len(chosen), BATCH):
+        batch = images.pixels[start : start + BATCH].numpy()
+        parts.append(graph_session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(batch)}))
+    logits, embedding = (np.concatenate(part) for part in zip(*parts, strict=True))
+    rows = np.array(learned.class_ids)[logits.argmax(axis=1)]
+    return HeldOut(embedding, logits.max(axis=1), rows == images.labels.numpy())
 
 
 def _learned_images(workshop: Workshop, rollout: Rollout, task: Task) -> set[str]:
@@ -117,7 +146,8 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     candidates, candidate = opened(workshop, rollout)
     loaded, live = session.load(candidates, candidate.version), workshop.live
     waiting = enrol.waiting_images(workshop, candidate, live)
-    classes, files = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live))
+    held = enrol.held_out(candidates, candidate)
+    classes, files = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live), held)
     present = {entry.id for entry in classes}
     absent = [entry for entry in live.entries if entry.id not in present] if live else []
     dropped = {entry.id for entry in candidate.former}

@@ -145,8 +145,8 @@ def _enrolled_again(workshop: Workshop, draft: Manifest, after: ClassEntry) -> t
             "come back by rolling back to a version that has it, and no other way"
         )
     used = enrol.sources(registry, draft)
-    loaded = session.load(registry, draft.version)
-    classes, files = enrol.with_means(workshop, loaded, {**used, after.id: images}, used, names(workshop, rest))
+    loaded, held = session.load(registry, draft.version), enrol.held_out(registry, draft)
+    classes, files = enrol.with_means(workshop, loaded, {**used, after.id: images}, used, names(workshop, rest), held)
     back = replace(classes[-1], name=after.name, aliases=after.aliases)
     return replace(rest, classes=(*classes[:-1], back), default_answer="nearest_mean", results={}, gate=()), files
 

@@ -11,12 +11,13 @@ import sqlalchemy as sa
 from lifelist.deploy import examples, tables, withdrawn
 from lifelist.deploy.naming import Names, names
 from lifelist.deploy.records import now
-from lifelist.deploy.workshop import EVALUATION, Workshop
-from lifelist.exporter import index, session
+from lifelist.deploy.workshop import EVALUATION, HELD_OUT, Workshop
+from lifelist.exporter import index, provisional, session
 from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.fold import Floats, unit
 from lifelist.exporter.manifest import ClassEntry, Manifest, VersionKind
 from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.provisional import HeldOut, Provisional
 from lifelist.exporter.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def left_over(registry: Registry, live: Manifest, kind: VersionKind) -> Iterator
 def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources) -> Manifest:
     """What `live` says of itself and holds for its model is taken over; figures and verdict were of other classes."""
     registry = workshop.registry
-    classes, files = with_means(workshop, session.load(registry, live.version), wanted, used, names(workshop, live))
+    loaded, held = session.load(registry, live.version), held_out(registry, live)
+    classes, files = with_means(workshop, loaded, wanted, used, names(workshop, live), held)
     draft = replace(
         live,
         created_at=now(),
@@ -128,12 +130,17 @@ def sources(registry: Registry, version: Manifest) -> dict[int, list[str]]:
 
 
 def with_means(
-    workshop: Workshop, loaded: session.Loaded, waiting: Sources, used: Sources, called: Names
+    workshop: Workshop,
+    loaded: session.Loaded,
+    waiting: Sources,
+    used: Sources,
+    called: Names,
+    held: HeldOut | None,
 ) -> tuple[tuple[ClassEntry, ...], dict[str, bytes]]:
     """(classes, files) of a version that answers as `loaded` does, and names the `waiting` classes by their means.
 
     A mean that `loaded` has of just the same images (`used`) is taken over; the others are computed, with its model.
-    What is said of the classes is what live says (`called`).
+    What is said of the classes is what live says (`called`). With `held`, they have provisional rows too.
     """
     model = loaded.manifest
     known = dict(zip(loaded.means.ids, loaded.means.means(), strict=True))
@@ -151,7 +158,17 @@ def with_means(
         session.MEANS: index.build([entry.id for entry in classes], np.stack(means)),
         ENROLLED: json.dumps({str(class_id): list(ids) for class_id, ids in waiting.items()}).encode(),
     }
+    if held is not None and enrolled:
+        scale, offset = held.fit(unit(means[-len(enrolled) :]), workshop.settings.examples.provisional_loss)
+        files[provisional.FILE] = Provisional(tuple(waiting), scale, offset).as_bytes()
     return classes, files
+
+
+def held_out(registry: Registry, version: Manifest) -> HeldOut | None:
+    """What the model of a version says to held-out images; None of one that was made before that was kept."""
+    if all(entry.name != HELD_OUT for entry in version.files):
+        return None
+    return HeldOut.from_bytes(registry.read(version, HELD_OUT))
 
 
 def class_mean(loaded: session.Loaded, images: Pixels, *, mirrored: bool) -> Floats:

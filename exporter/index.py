@@ -37,6 +37,11 @@ class ClassMeans:
         means: Floats = self.index.index.reconstruct_n(0, len(self.ids))
         return means
 
+    def of(self, ids: Sequence[int]) -> Floats:
+        """The unit means of these classes, len(ids)×dim float32."""
+        place = {class_id: k for k, class_id in enumerate(self.ids)}
+        return self.means()[[place[class_id] for class_id in ids]]
+
     def without(self, ids: Container[int]) -> "ClassMeans":
         """The means of the other classes."""
         kept = [k for k, class_id in enumerate(self.ids) if class_id not in ids]

@@ -1,6 +1,7 @@
 """Which class each row of the last layer answers, where some are retired or merged."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -20,16 +21,17 @@ class Rows:
     starts: npt.NDArray[np.intp]  # A: where the rows of each class begin in `order`
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Self:
-        """Those of a version."""
+    def of(cls, manifest: Manifest, provisional: Sequence[int] = ()) -> Self:
+        """Those of a version: of its trained classes, then the `provisional` ones, of these classes."""
         rows: defaultdict[int, list[int]] = defaultdict(list)
         instead = manifest.instead
-        for row, entry in enumerate(manifest.trained):
-            if (answered := instead.get(entry.id, entry.id)) is not None:
+        known = [*(entry.id for entry in manifest.trained), *provisional]
+        for row, class_id in enumerate(known):
+            if (answered := instead.get(class_id, class_id)) is not None:
                 rows[answered].append(row)
         order = [row for together in rows.values() for row in together]
         starts = np.cumsum([0, *map(len, rows.values())])[:-1]
-        plain = order == list(range(len(manifest.trained))) and len(rows) == len(order)
+        plain = order == list(range(len(known))) and len(rows) == len(order)
         return cls(tuple(rows), None if plain else np.array(order, np.intp), starts)
 
     def scores(self, logits: Floats) -> npt.NDArray[np.float64]:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from lifelist.exporter import index
+from lifelist.exporter import index, provisional
 from lifelist.exporter.errors import BadImage, BadSetting, Corrupt
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS, inspect
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.provisional import Provisional
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.rows import Rows
 
@@ -35,14 +36,18 @@ class Loaded:
     provider: str  # what really runs the graph: cpu or cuda
     session: Any  # onnxruntime.InferenceSession
     means: index.ClassMeans  # of all its classes
+    provisional: Provisional | None = None  # rows of its enrolled classes, beside those of the graph
     rows: Rows = field(init=False)
+    _imprinted: Floats | None = field(init=False)  # the means that those are made of
     _searched: index.ClassMeans = field(init=False)  # without those of retired classes
     _merged: dict[int, int] = field(init=False)  # class id → the one that is answered in its place
 
     def __post_init__(self) -> None:
         instead = self.manifest.instead
         retired = {class_id for class_id, answered in instead.items() if answered is None}
-        object.__setattr__(self, "rows", Rows.of(self.manifest))
+        provisional = self.provisional.ids if self.provisional else ()
+        object.__setattr__(self, "rows", Rows.of(self.manifest, provisional))
+        object.__setattr__(self, "_imprinted", self.means.of(provisional) if provisional else None)
         object.__setattr__(
             self, "_searched", self.means.without(retired) if retired & {*self.means.ids} else self.means
         )
@@ -55,7 +60,10 @@ class Loaded:
         return self.manifest.version
 
     def run(self, images: Pixels) -> tuple[Floats, Floats]:
-        """logits N×C and embedding N×D (unit rows), both float32, of images N×S×S×3 uint8. BadImage if they are not."""
+        """logits N×C and embedding N×D (unit rows), both float32, of images N×S×S×3 uint8. BadImage if they are not.
+
+        The C logits are those of the trained classes, then the provisional ones.
+        """
         side = self.manifest.preprocess.size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise BadImage(
@@ -63,16 +71,22 @@ class Loaded:
                 f"got {images.dtype}, {'×'.join(map(str, images.shape))}"
             )
         if not len(images):
-            empty = np.zeros((0, len(self.manifest.trained)), np.float32)
-            return empty, np.zeros((0, self.manifest.embedding_dim), np.float32)
+            return np.zeros((0, self.row_count), np.float32), np.zeros((0, self.manifest.embedding_dim), np.float32)
         logits, embedding = self.session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(images)})
+        if self.provisional is not None and self._imprinted is not None:
+            logits = np.concatenate([logits, self.provisional.logits(embedding, self._imprinted)], axis=1)
         return logits, embedding
 
-    def linear(self, logits: Floats, top_k: int) -> list[Ranking]:
-        """The best classes of each image by the last layer, with their softmax probabilities over all trained classes.
+    @property
+    def row_count(self) -> int:
+        """How many logits there are for an image."""
+        return len(self.manifest.trained) + (len(self.provisional.ids) if self.provisional else 0)
 
-        logits: N×C float32, as `run` gives them. Enrolled classes have no row there: they are among them only where a
-        trained one is merged into them. Retired ones never are, and the probabilities of the others sum to 1.
+    def linear(self, logits: Floats, top_k: int) -> list[Ranking]:
+        """The best classes of each image by the last layer, with their softmax probabilities over all that have a row.
+
+        logits: N×C float32, as `run` gives them. Enrolled classes are among them by their provisional rows, if the
+        version has any, or where a trained one is merged into them. Retired ones never are; the others sum to 1.
         """
         scores = self.rows.scores(logits)
         # of logits no two are alike for being small, as probabilities may be
@@ -127,14 +141,22 @@ def load(
     known = [entry.id for entry in manifest.classes]
     if sorted(means.ids) != sorted(known):
         raise Corrupt(f"version {version} has means of the classes {sorted(means.ids)}, and names {sorted(known)}")
+    rows = _provisional(registry, manifest)
     if share is not None and _graph(share.manifest) == _graph(manifest):
-        return Loaded(manifest, share.provider, share.session, means)
+        return Loaded(manifest, share.provider, share.session, means, rows)
     model = registry.read(manifest, MODEL)
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
     session, used = open_session(model, threads=threads, provider=provider)
-    loaded = Loaded(manifest, used, session, means)
+    loaded = Loaded(manifest, used, session, means, rows)
     _probe(loaded)
     return loaded
+
+
+def _provisional(registry: Registry, manifest: Manifest) -> Provisional | None:
+    if all(entry.name != provisional.FILE for entry in manifest.files):
+        return None
+    enrolled = [entry.id for entry in manifest.classes if entry.state == "enrolled"]
+    return Provisional.from_bytes(registry.read(manifest, provisional.FILE), enrolled)
 
 
 def _graph(manifest: Manifest) -> tuple[str, int, int, int]:
@@ -145,7 +167,7 @@ def _graph(manifest: Manifest) -> tuple[str, int, int, int]:
 
 def _probe(loaded: Loaded) -> None:
     """Corrupt if the graph does not give what it declares: a declaration is only that."""
-    side, rows = loaded.manifest.preprocess.size, len(loaded.manifest.trained)
+    side, rows = loaded.manifest.preprocess.size, loaded.row_count
     logits, embedding = loaded.run(np.zeros((2, side, side, 3), np.uint8))
     wanted = (2, rows), (2, loaded.manifest.embedding_dim)
     if (logits.shape, embedding.shape) != wanted or not np.isfinite(logits).all() or not np.isfinite(embedding).all():
