@@ -141,13 +141,39 @@ class KnownClass(ClassName):
 
     state: Literal["trained", "enrolled"]
     increment: int
+    aliases: list[str]
+    retired: bool
+    merged_into: int | None
 
 
 class Classes(TypedDict):
-    """GET /v1/classes: those of the live version, in order of arrival."""
+    """GET /v1/classes: those of the live version, in order of arrival; former ones have neither row nor mean."""
 
     version: int
     classes: list[KnownClass]
+    former: list[KnownClass]
+
+
+class ClassEvent(TypedDict):
+    """What was said of a class anew, as another version became live: what differs, before and after."""
+
+    at: str  # RFC 3339, UTC
+    version: int
+    before: Json
+    after: Json
+
+
+class ClassDetail(ClassName):
+    """GET and PATCH /v1/classes/{id}."""
+
+    version: int | None  # live, which says all this
+    aliases: list[str]
+    state: str  # trained, enrolled, pending; former: without row and mean, since it is retired or merged
+    increment: int | None
+    retired: bool
+    merged_into: int | None
+    images: dict[str, int]  # kept, by role
+    history: list[ClassEvent]
 
 
 class VersionRow(TypedDict):
@@ -155,7 +181,7 @@ class VersionRow(TypedDict):
 
     version: int
     created_at: str
-    kind: Literal["increment", "enrolment"]
+    kind: Literal["increment", "enrolment", "change"]
     parent: int | None
     method: str
     classes: int
@@ -231,7 +257,7 @@ class Version(TypedDict):
 
     version: int
     created_at: str
-    kind: Literal["increment", "enrolment"]
+    kind: Literal["increment", "enrolment", "change"]
     parent: int | None
     method: str
     network: str

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -14,6 +14,7 @@ from lifelist.client.answers import (
     ENDED,
     Added,
     Alive,
+    ClassDetail,
     Classes,
     Classified,
     Increment,
@@ -195,6 +196,14 @@ class AsyncClient:
     async def rollback(self) -> Moved:
         """Make the previous version live again."""
         return await self._send(routes.rollback())
+
+    async def class_(self, class_id: int) -> ClassDetail:
+        """All that there is to say of a class, its history too."""
+        return await self._send(routes.class_(class_id))
+
+    async def change_class(self, class_id: int, **said: Any) -> ClassDetail:
+        """Say something else of a class: name, aliases, retired, merged_into; expected_version, to be sure of live."""
+        return await self._send(routes.change_class(class_id, said))
 
     async def feedback(self, prediction_id: str, truth: str | int) -> Judged:
         """Say what class the image of an earlier answer really was."""

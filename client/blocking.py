@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
@@ -13,6 +13,7 @@ from lifelist.client.answers import (
     ENDED,
     Added,
     Alive,
+    ClassDetail,
     Classes,
     Classified,
     Increment,
@@ -202,6 +203,14 @@ class Client:
     def rollback(self) -> Moved:
         """Make the previous version live again."""
         return self._send(routes.rollback())
+
+    def class_(self, class_id: int) -> ClassDetail:
+        """All that there is to say of a class, its history too."""
+        return self._send(routes.class_(class_id))
+
+    def change_class(self, class_id: int, **said: Any) -> ClassDetail:
+        """Say something else of a class: name, aliases, retired, merged_into; expected_version, to be sure of live."""
+        return self._send(routes.change_class(class_id, said))
 
     def feedback(self, prediction_id: str, truth: str | int) -> Judged:
         """Say what class the image of an earlier answer really was."""

@@ -1,7 +1,7 @@
 """Every route that a client uses, once: the request, and how its answer is read. Both clients send these."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import httpx
@@ -10,6 +10,7 @@ from lifelist.client import images
 from lifelist.client.answers import (
     Added,
     Alive,
+    ClassDetail,
     Classes,
     Classified,
     Increment,
@@ -130,6 +131,17 @@ def promote(number: int, force: bool) -> Request[Moved]:
 def rollback() -> Request[Moved]:
     """The previous version is made live; twice is back where it was, so it is never sent again by itself."""
     return _asking("POST", "/v1/rollback", Moved)
+
+
+def class_(class_id: int) -> Request[ClassDetail]:
+    """All that there is to say of a class."""
+    return _asking("GET", f"/v1/classes/{class_id}", ClassDetail)
+
+
+def change_class(class_id: int, said: Mapping[str, Any]) -> Request[ClassDetail]:
+    """Something else is said of a class; said twice it is said once, unless of an expected version."""
+    again = "expected_version" not in said
+    return _asking("PATCH", f"/v1/classes/{class_id}", ClassDetail, repeatable=again, json=dict(said))
 
 
 def feedback(prediction_id: str, truth: str | int) -> Request[Judged]:

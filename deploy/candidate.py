@@ -5,25 +5,36 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from lifelist.deploy import enrol, examples
+from lifelist.deploy.naming import names
 from lifelist.deploy.records import Rollout, now
 from lifelist.deploy.workshop import (
     CHECKPOINT,
     EVALUATION,
     EXEMPLARS,
+    HELD_OUT,
     LEARNED,
     STATISTICS,
     Workshop,
     learned_images,
 )
 from lifelist.exporter import fold, graph, index, session
-from lifelist.exporter.errors import Moved
+from lifelist.exporter.errors import Failed, Moved
+from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Int8, Manifest, Parity, Preprocess
+from lifelist.exporter.provisional import HeldOut
 from lifelist.exporter.registry import Registry
+from lifelist.training.data import GATE
 from lifelist.training.increment import load_network
 from lifelist.training.job import Learned, Task, read_result, read_task
 from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
+
+BATCH = 64  # images
+MOST_HELD = 2000  # images are enough to see what a row takes from the others
 
 
 def export(workshop: Workshop, rollout: Rollout) -> Manifest:
@@ -31,8 +42,11 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
     folder = workshop.folder(rollout.id)
     task, learned = read_task(folder), read_result(folder)
     network, weight, bias, preprocess = network_of(task.options, learned)
-    increments = [k for k, size in enumerate(learned.heads) for _ in range(size)]
-    names = {c.id: c.name for c in (*task.old, *task.new)}
+    teacher = rollout.facts["teacher"]
+    parent = None if teacher is None else workshop.registry.manifest(teacher)
+    titles = {c.id: c.name for c in (*task.old, *task.new)}
+    increments = {entry.id: entry.increment for entry in parent.trained} if parent else {}
+    following = 1 + max(increments.values()) if increments else 0
     memory = {
         "exemplars": {str(class_id): ids for class_id, ids in learned.exemplars.items()},
         "holdout": {str(class_id): ids for class_id, ids in learned.holdout.items()},
@@ -45,22 +59,25 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         EVALUATION: json.dumps(learned.evaluation).encode(),
         LEARNED: json.dumps(sorted(_learned_images(workshop, rollout, task))).encode(),
     }
+    if (held := _held_out(files[session.MODEL], task, learned)) is not None:
+        files[HELD_OUT] = held.as_bytes()
     if learned.statistics is not None:
         files[STATISTICS] = learned.statistics
     draft = Manifest(
         version=0,
         created_at=now(),
         kind="increment",
-        parent=rollout.facts.get("teacher"),
+        parent=teacher,
         method=learned.method,
         network=task.options.network,
         embedding_dim=learned.embedding_dim,
         default_answer=learned.answers_by,
         preprocess=preprocess,
         classes=tuple(
-            ClassEntry(class_id, names[class_id], "trained", increment)
-            for class_id, increment in zip(learned.class_ids, increments, strict=True)
+            ClassEntry(class_id, titles[class_id], "trained", increments.get(class_id, following))
+            for class_id in learned.class_ids
         ),
+        former=_gone(parent, learned) if parent else (),
         bias=learned.bias,
         options=task.options.as_dict() | {"pretrained": task.options.pretrained or task.pretrained},
         results=learned.figures,
@@ -69,6 +86,29 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
     )
     shutil.rmtree(_place(workshop, rollout), ignore_errors=True)  # of an export that was killed
     return Registry(str(_place(workshop, rollout))).publish(draft, files)
+
+
+def _gone(parent: Manifest, learned: Learned) -> tuple[ClassEntry, ...]:
+    """The classes that the model has not: retired ones, and those whose images it has learned as another's."""
+    rows = set(learned.class_ids)
+    return tuple(entry for entry in parent.entries if entry.retired or entry.merged_into in rows)
+
+
+def _held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
+    """What the graph says to gate images, at most MOST_HELD, of all classes alike; None if there are none."""
+    gate = (task.roles == GATE).nonzero()[:, 0]
+    if not len(gate):
+        return None
+    chosen = gate[torch.linspace(0, len(gate) - 1, min(MOST_HELD, len(gate))).round().long()]
+    images = task.images.take(chosen)
+    graph_session, _ = session.open_session(model, provider="cpu")
+    parts = []
+    for start in range(0, len(chosen), BATCH):
+        batch = images.pixels[start : start + BATCH].numpy()
+        parts.append(graph_session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(batch)}))
+    logits, embedding = (np.concatenate(part) for part in zip(*parts, strict=True))
+    rows = np.array(learned.class_ids)[logits.argmax(axis=1)]
+    return HeldOut(embedding, logits.max(axis=1), rows == images.labels.numpy())
 
 
 def _learned_images(workshop: Workshop, rollout: Rollout, task: Task) -> set[str]:
@@ -98,11 +138,24 @@ def opened(workshop: Workshop, rollout: Rollout) -> tuple[Registry, Manifest]:
 
 
 def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifest:
-    """The candidate as a version, with its verdict. One that a killed predecessor published is found again."""
+    """The candidate as a version, with its verdict. One that a killed predecessor published is found again.
+
+    What live says of its classes by now is said of them here too. Failed if it has restored one that the candidate was
+    trained without, and of which no image is kept.
+    """
     candidates, candidate = opened(workshop, rollout)
-    loaded = session.load(candidates, candidate.version)
-    waiting = enrol.waiting_images(workshop, candidate, workshop.live)
-    classes, files = enrol.with_means(workshop, loaded, waiting, used={})
+    loaded, live = session.load(candidates, candidate.version), workshop.live
+    waiting = enrol.waiting_images(workshop, candidate, live)
+    held = enrol.held_out(candidates, candidate)
+    classes, files = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live), held)
+    present = {entry.id for entry in classes}
+    absent = [entry for entry in live.entries if entry.id not in present] if live else []
+    dropped = {entry.id for entry in candidate.former}
+    if lost := [entry.name for entry in absent if entry.active and entry.id in dropped]:
+        raise Failed(
+            f"classes {lost} were restored while increment {rollout.id} was trained without them, and no image of them "
+            "is kept to enrol them by; start it again to learn with them"
+        )
     files |= {e.name: candidates.read(candidate, e.name) for e in candidate.files if e.name not in files}
     int8 = Int8(**rollout.facts["int8"]) if "int8" in rollout.facts else None
     if int8 is not None and int8.used:
@@ -111,6 +164,7 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
         candidate,
         parent=parent,
         classes=classes,
+        former=tuple(entry for entry in absent if not entry.active),
         default_answer="nearest_mean" if waiting else candidate.default_answer,
         parity=Parity(**rollout.facts["parity"]),
         int8=int8,

@@ -9,7 +9,16 @@ from importlib.metadata import version as installed_version
 
 import click
 
-from lifelist.deploy import cli_bench, cli_increments, cli_keys, cli_local, cli_queries, cli_versions, events
+from lifelist.deploy import (
+    cli_bench,
+    cli_classes,
+    cli_increments,
+    cli_keys,
+    cli_local,
+    cli_queries,
+    cli_versions,
+    events,
+)
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.sources import Resolved, resolve
 from lifelist.deploy.terminal import note
@@ -91,7 +100,7 @@ for _command in (
     cli_local.base,
     cli_local.serve,
     cli_queries.classify,
-    cli_queries.classes,
+    cli_classes.classes,
     cli_queries.examples,
     cli_increments.increment,
     cli_versions.versions,

@@ -1,4 +1,4 @@
-"""The commands that talk to a running server about images: classify, classes, examples, feedback."""
+"""The commands that talk to a running server about images: classify, examples, feedback."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import click
 from lifelist.client.answers import Added
 from lifelist.client.images import images_in, labelled
 from lifelist.deploy.sources import Resolved
-from lifelist.deploy.terminal import connected, json_option, progress, result, table
+from lifelist.deploy.terminal import connected, json_option, progress, result
 
 
 @click.command()
@@ -36,17 +36,6 @@ def classify(
         for one in value
     ]  # fmt: skip
     result(value, "\n".join(lines), as_json)
-
-
-@click.command()
-@json_option
-@click.pass_obj
-def classes(resolved: Resolved, as_json: bool) -> None:
-    """List the classes that the live version knows."""
-    with connected(resolved.settings) as client:
-        found = client.classes()
-    rows = [(c["id"], c["name"], c["state"]) for c in found["classes"]]
-    result(found, table(["id", "name", "state"], rows), as_json)
 
 
 @click.group()

@@ -1,11 +1,13 @@
 """The commands about versions. What only reads goes to the registry itself, and so works without a server."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import click
 
 from lifelist.client.answers import Moved
+from lifelist.deploy.cli_classes import standing
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import connected, flat, json_option, result, table, verdict
 from lifelist.exporter.errors import Corrupt
@@ -43,11 +45,9 @@ def list_(resolved: Resolved, as_json: bool) -> None:
 @click.pass_obj
 def show(resolved: Resolved, number: int, as_json: bool) -> None:
     """Show what version NUMBER says of itself."""
-    import dataclasses
-
     registry = Registry(resolved.settings.registry_url)
     manifest = registry.manifest(number)
-    value = dataclasses.asdict(manifest) | {"refs": _summary(manifest, _refs(registry))["refs"]}
+    value = asdict(manifest) | {"refs": _summary(manifest, _refs(registry))["refs"]}
     result(value, _told(manifest, value["refs"]), as_json)
 
 
@@ -126,7 +126,7 @@ def _summary(manifest: Manifest, refs: Mapping[str, int]) -> dict[str, Any]:
         "kind": manifest.kind,
         "method": manifest.method,
         "parent": manifest.parent,
-        "classes": len(manifest.classes),
+        "classes": len(manifest.answerable),
         "accuracy": results.get("all"),
         "gate": ("passed" if manifest.passed else "refused") if manifest.gate else None,  # an enrolment is not judged
         "created_at": manifest.created_at,
@@ -134,7 +134,9 @@ def _summary(manifest: Manifest, refs: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _told(manifest: Manifest, refs: list[str]) -> str:
-    rows = [(c.id, c.name, c.state, c.increment) for c in manifest.classes]
+    stand = [(c, standing(asdict(c))) for c in manifest.classes]
+    stand += [(c, standing(asdict(c) | {"state": "former"})) for c in manifest.former]
+    rows = [(c.id, c.name, state, c.increment) for c, state in stand]
     checks = [(c.name, "passed" if c.passed else "REFUSED", c.found, c.limit, c.message) for c in manifest.gate]
     files = [(f.name, f.size, f.sha256) for f in manifest.files]
     results = {kind: found for kind, found in manifest.results.items() if isinstance(found, Mapping)}

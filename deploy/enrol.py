@@ -2,20 +2,22 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import sqlalchemy as sa
 
 from lifelist.deploy import examples, tables, withdrawn
+from lifelist.deploy.naming import Names, names
 from lifelist.deploy.records import now
-from lifelist.deploy.workshop import EVALUATION, Workshop
-from lifelist.exporter import index, session
+from lifelist.deploy.workshop import EVALUATION, HELD_OUT, Workshop
+from lifelist.exporter import index, provisional, session
 from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.fold import Floats, unit
-from lifelist.exporter.manifest import ClassEntry, Manifest
+from lifelist.exporter.manifest import ClassEntry, Manifest, VersionKind
 from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.provisional import HeldOut, Provisional
 from lifelist.exporter.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ def enrol(workshop: Workshop) -> Manifest | None:
         wanted = used | {k: images for k, images in arrived.items() if k not in used or set(images) - set(used[k])}
         if wanted == used:
             return None
-        version = _left_over(registry, live, wanted) or _publish(workshop, live, wanted, used)
+        left = (version for version in left_over(registry, live, "enrolment") if sources(registry, version) == wanted)
+        version = next(left, None) or _publish(workshop, live, wanted, used)
         try:
             workshop.swap(version.version, ref.generation)
         except Moved:
@@ -59,23 +62,23 @@ def enrol(workshop: Workshop) -> Manifest | None:
     raise Unavailable(f"live moved {TRIES} times while classes were enrolled; the images are kept: send one again")
 
 
-def _left_over(registry: Registry, live: Manifest, wanted: Sources) -> Manifest | None:
-    """The version, sound and never live, that enrols just this upon `live`; None if there is none."""
+def left_over(registry: Registry, live: Manifest, kind: VersionKind) -> Iterator[Manifest]:
+    """The versions of a kind upon `live` that are sound and were never live, the latest first."""
     once_live = {ref.version for ref in registry.history("live")}
     for number in reversed(registry.versions()):
         if number <= live.version:
             break
         found = registry.manifest(number)
-        like = found.kind == "enrolment" and found.parent == live.version and number not in once_live
-        if like and not registry.verify(number) and sources(registry, found) == wanted:
-            return found
-    return None
+        like = found.kind == kind and found.parent == live.version and number not in once_live
+        if like and not registry.verify(number):
+            yield found
 
 
 def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources) -> Manifest:
     """What `live` says of itself and holds for its model is taken over; figures and verdict were of other classes."""
     registry = workshop.registry
-    classes, files = with_means(workshop, session.load(registry, live.version), wanted, used)
+    loaded, held = session.load(registry, live.version), held_out(registry, live)
+    classes, files = with_means(workshop, loaded, wanted, used, names(workshop, live), held)
     draft = replace(
         live,
         created_at=now(),
@@ -102,9 +105,14 @@ def situation(workshop: Workshop) -> tuple[object, ...]:
 def waiting_images(workshop: Workshop, model: Manifest, live: Manifest | None) -> dict[int, list[str]]:
     """The images that make the means of the classes without a row in `model`: the first training images of each.
 
-    Classes that an operator took out of `live` are left out.
+    Classes that an operator took out of `live` are left out, and so are those that it has retired, or merged into
+    another as which `model` has learned their images.
     """
     without = {entry.id for entry in model.trained} | withdrawn.ids(workshop.store, live)
+    absorbed = {entry.id for entry in model.former}
+    for entry in live.entries if live else ():
+        if entry.retired or (entry.merged_into is not None and entry.id in absorbed):
+            without.add(entry.id)
     found: dict[int, list[str]] = {}
     for example in examples.kept(workshop.store):
         if example.role == "training" and example.class_id not in without:
@@ -122,11 +130,17 @@ def sources(registry: Registry, version: Manifest) -> dict[int, list[str]]:
 
 
 def with_means(
-    workshop: Workshop, loaded: session.Loaded, waiting: Sources, used: Sources
+    workshop: Workshop,
+    loaded: session.Loaded,
+    waiting: Sources,
+    used: Sources,
+    called: Names,
+    held: HeldOut | None,
 ) -> tuple[tuple[ClassEntry, ...], dict[str, bytes]]:
     """(classes, files) of a version that answers as `loaded` does, and names the `waiting` classes by their means.
 
     A mean that `loaded` has of just the same images (`used`) is taken over; the others are computed, with its model.
+    What is said of the classes is what live says (`called`). With `held`, they have provisional rows too.
     """
     model = loaded.manifest
     known = dict(zip(loaded.means.ids, loaded.means.means(), strict=True))
@@ -138,14 +152,23 @@ def with_means(
             images = examples.pixels(workshop, ids, model.preprocess)
             means.append(class_mean(loaded, images, mirrored=bool(model.options.get("flip"))))
     following = 1 + max(entry.increment for entry in model.trained)
-    names = {c.id: c.name for c in model.classes} | {c.id: c.name for c in workshop.store.classes()}
-    entries = tuple(ClassEntry(class_id, names[class_id], "enrolled", following) for class_id in waiting)
-    classes = (*model.trained, *entries)
+    enrolled = [ClassEntry(class_id, called.known(class_id).name, "enrolled", following) for class_id in waiting]
+    classes = tuple(called.entry(entry) for entry in (*model.trained, *enrolled))
     files = {
         session.MEANS: index.build([entry.id for entry in classes], np.stack(means)),
         ENROLLED: json.dumps({str(class_id): list(ids) for class_id, ids in waiting.items()}).encode(),
     }
+    if held is not None and enrolled:
+        scale, offset = held.fit(unit(means[-len(enrolled) :]), workshop.settings.examples.provisional_loss)
+        files[provisional.FILE] = Provisional(tuple(waiting), scale, offset).as_bytes()
     return classes, files
+
+
+def held_out(registry: Registry, version: Manifest) -> HeldOut | None:
+    """What the model of a version says to held-out images; None of one that was made before that was kept."""
+    if all(entry.name != HELD_OUT for entry in version.files):
+        return None
+    return HeldOut.from_bytes(registry.read(version, HELD_OUT))
 
 
 def class_mean(loaded: session.Loaded, images: Pixels, *, mirrored: bool) -> Floats:

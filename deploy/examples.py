@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import itertools
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from lifelist.deploy import tables, withdrawn
+from lifelist.deploy.naming import Names, class_name, names, names_in
 from lifelist.deploy.records import KnownClass, Rollout, now
 from lifelist.deploy.store import QUEUED, Store, lock_classes, open_rollout_of
 from lifelist.deploy.workshop import Workshop, learned_images
@@ -24,7 +24,6 @@ from lifelist.training.names import alike, looks_like
 
 Role = Literal["training", "holdout", "gate"]
 ROLES: tuple[Role, ...] = ("training", "holdout", "gate")  # by their numbers in training/job.py
-LONGEST_NAME = 100  # characters
 TRIES = 10  # before what another request brings in between is taken for an error
 LOT = 256  # decoded images that are held at a time
 
@@ -79,34 +78,26 @@ def roles(gate_share: float, holdout_share: float) -> Iterator[Role]:
         yield role
 
 
-def class_name(text: str) -> str:
-    """The name as it is kept: Unicode's form NFC, without space around it. BadInput says what a name may be."""
-    name = unicodedata.normalize("NFC", text).strip()
-    if not 1 <= len(name) <= LONGEST_NAME:
-        raise BadInput(f"a class name has 1 to {LONGEST_NAME} characters; {text[:40]!r} has {len(name)}")
-    if unseen := [c for c in name if unicodedata.category(c) in ("Cc", "Cs")]:
-        raise BadInput(f"a class name has no control characters; {name[:40]!r} has {unseen[0]!r}")
-    return name
-
-
-def warnings(store: Store, known: KnownClass) -> list[str]:
+def warnings(known: KnownClass, called: Names) -> list[str]:
     """What is said of a class whose name others have but for case, accents or separators; they stay classes apart."""
-    others = [other.name for other in store.classes() if other.id != known.id]
+    others = [called.known(class_id).name for class_id in called.ids if class_id != known.id]
     return [looks_like(group) for group in alike([*others, known.name]) if known.name in group]
 
 
 def add(workshop: Workshop, name: str, files: Iterable[tuple[str, bytes]]) -> list[ExampleResult]:
     """Give the class `name` images, one (file name, bytes) at a time: what became of each, in order.
 
-    All that can be accepted are, in one transaction, after their bytes are safe on disk. Those of a trained class wait
-    for an increment, too. BadInput without an image, or if a new class would have none; TooLarge over the
-    limit of a request; Conflict if the class is being learned now.
+    The name may be an alias; images of a class that is merged into another are the other's. All that can be accepted
+    are, in one transaction, after their bytes are safe on disk. Those of a trained class wait for an increment, too.
+    BadInput without an image, or if a new class would have none; TooLarge over the limit of a request; Conflict if the
+    class is being learned now, or is retired.
     """
     name = class_name(name)
-    with workshop.store.reading() as connection:
-        found = connection.execute(sa.select(tables.classes.c.id).where(tables.classes.c.name == name)).scalar()
-        if found is not None:
-            _check_open(KnownClass(found, name), open_rollout_of(connection, [found]))
+    called = names(workshop, workshop.live)
+    if (found := called.find(name)) is not None:
+        known = called.learned_as(called.known(found))
+        with workshop.store.reading() as connection:
+            _check_open(known, open_rollout_of(connection, [known.id]))
     return accept(workshop, name, look_at(workshop, files))
 
 
@@ -144,7 +135,7 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[Arrived]) -> list[E
 
     IntegrityError if another transaction came between: try again.
     """
-    c, shares, at = tables.examples.c, workshop.settings.examples, now()
+    c, shares, at, live = tables.examples.c, workshop.settings.examples, now(), workshop.live
     with workshop.store.writing() as connection:
         owners: dict[str, int] = {}
         gone: dict[str, Role] = {}  # their rows stayed when their bytes were deleted
@@ -153,22 +144,24 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[Arrived]) -> list[E
             for row in connection.execute(query):
                 owners[row.sha256] = row.class_id
                 gone |= {row.sha256: row.role} if row.gone_at is not None else {}
-        names = {row.id: row.name for row in connection.execute(sa.select(tables.classes.c.id, tables.classes.c.name))}
-        class_id = next((known for known, title in names.items() if title == name), None)
-        if class_id is None:
+        called = names_in(connection, live)
+        if (found := called.find(name)) is None:
             if not any(image.reason is None and image.sha256 not in owners for image in arrived):
-                reasons = [f"{r.file}: {r.reason}" for r in (_result(i, owners, names, None) for i in arrived[:3])]
+                reasons = [f"{r.file}: {r.reason}" for r in (_result(i, owners, called, None) for i in arrived[:3])]
                 raise BadInput(f"no image of the new class {name!r} can be accepted. {'; '.join(reasons)}")
             insert = tables.classes.insert().values(name=name, created_at=at).returning(tables.classes.c.id)
-            class_id = int(connection.execute(insert).scalar_one())
+            known = KnownClass(int(connection.execute(insert).scalar_one()), name)
+        else:
+            known = called.learned_as(called.known(found))
+        class_id = known.id
         lock_classes(connection, [class_id])
-        _check_open(KnownClass(class_id, name), open_rollout_of(connection, [class_id]))
+        _check_open(known, open_rollout_of(connection, [class_id]))
         number = connection.execute(sa.select(sa.func.count()).where(c.class_id == class_id)).scalar_one()
         pattern = itertools.islice(roles(shares.gate_share, shares.holdout_share), number, None)
         results: list[ExampleResult] = []
         rows: list[dict[str, object]] = []
         for image in arrived:
-            result = _result(image, owners, names, class_id)
+            result = _result(image, owners, called, class_id)
             if result.status == "duplicate" and (role := gone.pop(image.sha256, None)) is not None:
                 result = replace(result, status="accepted", role=role)
                 again = tables.examples.update().where(c.sha256 == image.sha256)
@@ -188,16 +181,16 @@ def _accept(workshop: Workshop, name: str, arrived: Sequence[Arrived]) -> list[E
     return results
 
 
-def _result(image: Arrived, owners: dict[str, int], names: dict[int, str], class_id: int | None) -> ExampleResult:
+def _result(image: Arrived, owners: dict[str, int], called: Names, class_id: int | None) -> ExampleResult:
     """What becomes of an image, the role left open; owners: the classes of the images that are known already."""
     if image.reason is not None:
         return ExampleResult(image.file, image.sha256, "refused", reason=image.reason)
     owner = owners.get(image.sha256)
     if owner is None:
         return ExampleResult(image.file, image.sha256, "accepted")
-    if owner == class_id:
+    if class_id is not None and class_id in (owner, called.instead.get(owner)):
         return ExampleResult(image.file, image.sha256, "duplicate")
-    reason = f"the same image is already an example of class {names[owner]!r}; an image shows one class"
+    reason = f"the same image is already an example of class {called.known(owner).name!r}; an image shows one class"
     return ExampleResult(image.file, image.sha256, "refused", reason=reason)
 
 
@@ -208,6 +201,15 @@ def _check_open(known: KnownClass, rollout: Rollout | None) -> None:
             f"class {known.name!r} is being learned by increment {rollout.id} ({rollout.state}); "
             "its images were fixed when that began. Cancel it to add more"
         )
+
+
+def counts(store: Store, class_id: int) -> dict[str, int]:
+    """How many images of a class are kept, by role."""
+    c = tables.examples.c
+    query = sa.select(c.role, sa.func.count()).where(c.class_id == class_id, c.gone_at.is_(None)).group_by(c.role)
+    with store.reading() as connection:
+        found = {row.role: row[1] for row in connection.execute(query)}
+    return {role: int(found.get(role, 0)) for role in ROLES}
 
 
 def state_of(live: Manifest | None, class_id: int) -> Literal["pending", "enrolled", "trained"]:
@@ -225,29 +227,43 @@ def kept(store: Store, class_ids: Iterable[int] | None = None) -> list[Example]:
     return found if wanted is None else [example for example in found if example.class_id in wanted]
 
 
+def learned(store: Store, live: Manifest | None) -> list[Example]:
+    """The kept images as they are learned: those of a merged class as their target's, those of a retired one not."""
+    found = kept(store)
+    instead = live.instead if live else {}
+    if not instead:
+        return found
+    answered = ((example, instead.get(example.class_id, example.class_id)) for example in found)
+    return [replace(example, class_id=class_id) for example, class_id in answered if class_id is not None]
+
+
 def waiting(workshop: Workshop, live: Manifest | None, class_ids: Iterable[int] | None = None) -> list[Example]:
-    """The kept images, of all classes or some, that the model of `live` has not learned from, whatever their role.
+    """The images to learn, of all classes or some, that the model of `live` has not learned from, whatever their role.
 
     Of a class without a row in it, that is all; of a trained one, what came since. It follows from the version alone,
     so that it is right after a rollback, and after an increment that came to nothing.
     """
-    found = kept(workshop.store, class_ids)
+    found = learned(workshop.store, live)
+    if class_ids is not None:
+        wanted = set(class_ids)
+        found = [example for example in found if example.class_id in wanted]
     if live is None:
         return found
-    trained, learned = {entry.id for entry in live.trained}, learned_images(workshop.registry, live)
-    return [example for example in found if example.class_id not in trained or example.sha256 not in learned]
+    trained, known = {entry.id for entry in live.trained}, learned_images(workshop.registry, live)
+    return [example for example in found if example.class_id not in trained or example.sha256 not in known]
 
 
 def pending(workshop: Workshop, live: Manifest | None) -> list[KnownClass]:
     """The classes that wait for training: with training images that live has not learned from, in no open increment.
 
-    What an operator withdrew waits for nothing.
+    What an operator withdrew waits for nothing, nor does what is retired.
     """
     store = workshop.store
     learning = {class_id for rollout in store.open_rollouts() for class_id in rollout.class_ids}
     out = withdrawn.ids(store, live)
     with_images = {example.class_id for example in waiting(workshop, live) if example.role == "training"}
-    return [known for known in store.classes() if known.id in with_images - learning - out]
+    called = names(workshop, live)
+    return [called.known(class_id) for class_id in sorted(with_images - learning - out)]
 
 
 def decoding(size: int, resize_to: int) -> Preprocess:

@@ -1,10 +1,11 @@
 """True classes of earlier answers, joined to the version that gave them, and the accuracy that follows.
 
 The last label of a prediction counts; every label is kept in the history. A label of a class that the answering version
-did not know is no error of its: it counts as `unseen`, apart from all others.
+did not know, or had retired, is no error of its: it counts as `unseen`, apart from all others.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,10 +15,11 @@ from lifelist.deploy import tables
 from lifelist.deploy.records import KnownClass, now
 from lifelist.deploy.store import Store
 from lifelist.exporter.errors import Missing
-from lifelist.exporter.manifest import AnswerKind
+from lifelist.exporter.manifest import AnswerKind, Manifest
 from lifelist.exporter.registry import Registry
 
 Group = Literal["all", "old", "new", "unseen"]
+Outcome = Literal["correct", "wrong", "unseen"]  # unseen: of a class that the version which answered could not name
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,19 @@ def history(store: Store, prediction_id: str) -> list[tuple[int, str]]:
         return [(row.truth, row.at) for row in connection.execute(query)]
 
 
+def judge(manifest: Manifest) -> Callable[[int, int], Outcome]:
+    """(predicted, truth) → how an answer of this version was, by its classes: a merged one is its target here."""
+    instead, named = manifest.instead, {entry.id for entry in manifest.answerable}
+
+    def judged(predicted: int, truth: int) -> Outcome:
+        true = instead.get(truth, truth)
+        if true not in named:
+            return "unseen"
+        return "correct" if instead.get(predicted, predicted) == true else "wrong"
+
+    return judged
+
+
 def accuracy(store: Store, registry: Registry) -> list[Accuracy]:
     """A row for each version and group that has labels. A version that the registry does not have is left out."""
     c = tables.feedback.c
@@ -84,13 +99,14 @@ def accuracy(store: Store, registry: Registry) -> list[Accuracy]:
             manifest = registry.manifest(version)
         except Missing:
             continue
-        known = {entry.id for entry in manifest.classes}
+        judged, instead, newest = judge(manifest), manifest.instead, manifest.newest
         for _, predicted, truth, count in (row for row in rows if row[0] == version):
-            if truth not in known:
+            found = judged(predicted, truth)
+            if found == "unseen":
                 groups: tuple[Group, ...] = ("unseen",)
             else:
-                groups = ("all", "new" if truth in manifest.newest else "old")
+                groups = ("all", "new" if instead.get(truth, truth) in newest else "old")
             for group in groups:
                 total[version, group] += count
-                correct[version, group] += count * (predicted == truth)
+                correct[version, group] += count * (found == "correct")
     return [Accuracy(group, version, correct[version, group], n) for (version, group), n in sorted(total.items())]

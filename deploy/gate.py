@@ -20,7 +20,7 @@ ROUNDING = 1e-9  # 0.66 - 0.64 is a little more than 0.02
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """What the checks look at. Old classes: those in live's last layer. All answers are to gate images."""
+    """What the checks look at. Old classes: those in live's last layer that stay. All answers are to gate images."""
 
     candidate: Manifest
     live: Manifest | None  # None for a base: then nothing is old
@@ -33,7 +33,7 @@ class Evidence:
     @property
     def old(self) -> npt.NDArray[np.bool_]:
         """N: whether an image shows an old class."""
-        return np.isin(self.truth, [entry.id for entry in self.live.trained] if self.live else [])
+        return np.isin(self.truth, [entry.id for entry in self.live.staying] if self.live else [])
 
 
 def answers(loaded: Loaded, images: Pixels, kind: AnswerKind) -> Ids:
@@ -57,8 +57,8 @@ def refusal(checks: Sequence[Check]) -> str | None:
 
 
 def _classes(evidence: Evidence, limit: float, min_images: int) -> Check:
-    """The candidate has exactly live's rows and the new ones, the old in their places."""
-    old = [entry.id for entry in evidence.live.trained] if evidence.live else []
+    """The candidate has exactly live's rows and the new ones, the old in their places; none of a class that is out."""
+    old = [entry.id for entry in evidence.live.staying] if evidence.live else []
     wanted, found = [*old, *evidence.names], [entry.id for entry in evidence.candidate.trained]
     passed = found == wanted
     message = f"{len(found)} classes: {len(old)} of live and {len(evidence.names)} new"
@@ -86,7 +86,7 @@ def _old_accuracy(evidence: Evidence, limit: float, min_images: int) -> Check:
     if passed := drop <= limit + ROUNDING:
         return Check("old_accuracy", passed, drop, limit, message)
     right = [(answered == evidence.truth).astype(int) for answered in (evidence.answered, evidence.answered_by_live)]
-    lost = {entry: int((right[1] - right[0])[evidence.truth == entry.id].sum()) for entry in live.trained}
+    lost = {entry: int((right[1] - right[0])[evidence.truth == entry.id].sum()) for entry in live.staying}
     most = max(lost, key=lambda entry: lost[entry])
     if taken_for := _taken_for(evidence, most.id):
         message += f"; {most.name!r} lost most{taken_for}"

@@ -39,7 +39,7 @@ def measure(registry: Registry, work: Path, story: Story, learned: Mapping[int, 
         rows = np.array([c.name for c in loaded.manifest.trained])
         names = {c.id: c.name for c in loaded.manifest.classes}
         answers = {
-            "corrected": rows[logits.argmax(1)],
+            "corrected": np.array([names[top[0][0]] for top in loaded.linear(logits, 1)]),
             "uncorrected": rows[_rows(trained[k], tasks[k], pixels)],
             "nearest_mean": np.array([names[top[0][0]] for top in loaded.nearest_mean(embedding, 1)]),
             "finetune": rows[_rows(contrast[k], tasks[k], pixels)],

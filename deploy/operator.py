@@ -10,15 +10,16 @@ import unicodedata
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict
-from typing import IO, Annotated
+from typing import IO, Annotated, cast
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 
-from lifelist.client.answers import Added, Increment, Increments, Judged, Moved
-from lifelist.deploy import enrol, examples, feedback, rollout, stream, uploads, withdrawn
+from lifelist.client.answers import Added, ClassDetail, Increment, Increments, Judged, Moved
+from lifelist.deploy import changes, enrol, examples, feedback, rollout, stream, uploads, withdrawn
+from lifelist.deploy.naming import Names, class_name, learned_as, names
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
@@ -53,6 +54,16 @@ EventId = Annotated[str, openapi.EVENT_ID]
 
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class ClassChange(_Body):
+    """What is to be said of a class. What is left out stays, but for an old name, which becomes an alias."""
+
+    name: Annotated[StrictStr, Field(min_length=1, max_length=100)] | None = None
+    aliases: Annotated[list[StrictStr], Field(max_length=100)] | None = None
+    retired: StrictBool | None = None
+    merged_into: Annotated[StrictInt, Field(ge=0, le=LARGEST_ID)] | None = Field(default=None, description="null: none")
+    expected_version: Annotated[StrictInt, Field(ge=1, le=LARGEST_ID)] | None = None
 
 
 class StartIncrement(_Body):
@@ -183,16 +194,45 @@ def _add(workshop: Workshop, file: IO[bytes], separator: bytes) -> Added:
     name, images = uploads.labelled(file, separator)
     results = examples.add(workshop, name, images)
     enrol.enrol(workshop)
-    known = workshop.store.class_named(examples.class_name(name))
     live = workshop.live
+    called = names(workshop, live)
+    found = called.meant(class_name(name)).id
+    known = called.known(next(iter(learned_as([found], live)), found))
     state = examples.state_of(live, known.id)
     return {
         "class": {"id": known.id, "name": known.name, "state": state},
         "examples": [{k: v for k, v in asdict(found).items() if v is not None} for found in results],  # type: ignore[misc]
         "accepted": sum(found.status == "accepted" for found in results),
         "version": live.version if live and state != "pending" else None,
-        "warnings": examples.warnings(workshop.store, known),
+        "warnings": examples.warnings(known, called),
     }
+
+
+# ----------------------------------------------------------------------------------------------------------- classes
+
+
+@routes.get("/v1/classes/{class_id:number}", tags=["classes"])
+def class_(workshop: With, class_id: Number) -> ClassDetail:
+    """All that there is to say of a class, and what was said of it before."""
+    return changes.describe(workshop, _class_id(class_id))
+
+
+@routes.patch("/v1/classes/{class_id:number}", tags=["classes"])
+def change_class(workshop: With, class_id: Number, body: ClassChange) -> ClassDetail:
+    """Rename a class, give it aliases, retire or restore it, merge it into another or un-merge it: at once."""
+    given = body.model_dump(exclude_unset=True, exclude={"expected_version"})
+    wanted = {name: value for name, value in given.items() if value is not None or name == "merged_into"}
+    if not wanted:
+        raise BadInput("there is nothing to change; send name, aliases, retired or merged_into")
+    number = _class_id(class_id)
+    changes.change(workshop, number, cast(changes.Wanted, wanted), body.expected_version)
+    return changes.describe(workshop, number)
+
+
+def _class_id(text: str) -> int:
+    if (found := natural(text, LARGEST_ID)) is None:
+        raise Missing(f"no class has id {text[:40]!r}; ids are numbers, see /v1/classes")
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- increments
@@ -218,13 +258,15 @@ def start_increment(
 @routes.get("/v1/increments", tags=["increments"])
 def increments(workshop: With) -> Increments:
     """All increments, the oldest first."""
-    return {"increments": [describe(workshop, found) for found in reversed(workshop.store.rollouts())]}
+    called = names(workshop, workshop.live)
+    return {"increments": [describe(workshop, found, called) for found in reversed(workshop.store.rollouts())]}
 
 
 @routes.get("/v1/increments/{increment:number}", tags=["increments"])
 def increment(workshop: With, increment: Number) -> Increment:
     """How an increment stands, step by step."""
-    return describe(workshop, workshop.store.rollout(number(increment, "increment")))
+    found = workshop.store.rollout(number(increment, "increment"))
+    return describe(workshop, found, names(workshop, workshop.live))
 
 
 @routes.get(
@@ -247,18 +289,18 @@ def cancel(workshop: With, increment: Number, response: Response) -> Increment:
 
 def _accepted(workshop: Workshop, found: Rollout, response: Response) -> Increment:
     response.headers["Location"] = f"/v1/increments/{found.id}"
-    return describe(workshop, found)
+    return describe(workshop, found, names(workshop, workshop.live))
 
 
-def describe(workshop: Workshop, found: Rollout) -> Increment:
-    """An increment as JSON. `progress`: the latest epoch, while it trains."""
+def describe(workshop: Workshop, found: Rollout, called: Names) -> Increment:
+    """An increment as JSON, its classes as they are called now. `progress`: the latest epoch, while it trains."""
     epoch = workshop.store.latest_event(found.id, "epoch") if found.state == "train" else None
     progress = ("phase", "epoch", "epochs", "images_per_second", "seconds_left")
     return {
         "id": found.id,
         "state": found.state,
         "method": found.row,
-        "classes": [{"id": known.id, "name": known.name} for known in workshop.store.classes(found.class_ids)],
+        "classes": [{"id": class_id, "name": called.known(class_id).name} for class_id in found.class_ids],
         "teacher": found.facts.get("teacher"),
         "version": found.version,
         "reason": found.reason,
@@ -311,8 +353,8 @@ def give_feedback(desk: AtDesk, body: Truth) -> Judged:
     """Say what an image really was: it counts for the version that answered, whatever is live now."""
     workshop = desk.workshop
     made = prediction.open(desk.key, body.prediction_id)
-    truth = workshop.store.class_named(body.truth)
-    names = {entry.id: entry.name for entry in workshop.registry.manifest(made.version).classes}
+    truth = names(workshop, workshop.live).meant(body.truth)
+    version = workshop.registry.manifest(made.version)
     feedback.record(
         workshop.store,
         body.prediction_id,
@@ -321,11 +363,12 @@ def give_feedback(desk: AtDesk, body: Truth) -> Judged:
         answer=made.answer,
         truth=truth,
     )
-    correct = made.class_id == truth.id
-    desk.quality.labels.labels("correct" if correct else "wrong" if truth.id in names else "unseen").inc()
+    outcome = feedback.judge(version)(made.class_id, truth.id)
+    desk.quality.labels.labels(outcome).inc()
+    titles = {entry.id: entry.name for entry in version.classes}
     return {
         "version": made.version,
-        "predicted": {"id": made.class_id, "name": names[made.class_id]},
+        "predicted": {"id": made.class_id, "name": titles[made.class_id]},
         "truth": {"id": truth.id, "name": truth.name},
-        "correct": correct,
+        "correct": outcome == "correct",
     }

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from lifelist.deploy import examples
+from lifelist.deploy.naming import learned_as
 from lifelist.deploy.records import Rollout, StepRecord
 from lifelist.deploy.store import Store
 from lifelist.deploy.workshop import EVALUATION, Workshop, memory
@@ -125,10 +126,10 @@ def outcome(workshop: Workshop, number: int) -> Outcome:
     after_found, chosen = _after(workshop, rollout, version, notes)
     before_found = _before(workshop, before, notes)
 
-    old = [entry.id for entry in teacher.trained] if teacher else []
-    new = [class_id for class_id in rollout.class_ids if class_id not in old]
-    names = {c.id: c.name for m in (teacher, version) if m for c in m.classes}
-    names |= {known.id: known.name for known in workshop.store.classes()}
+    old = [entry.id for entry in teacher.staying] if teacher else []
+    new = [class_id for class_id in learned_as(rollout.class_ids, teacher) if class_id not in old]
+    names = {known.id: known.name for known in workshop.store.classes()}
+    names |= {c.id: c.name for m in (teacher, version) if m for c in m.entries}
     answers_by: AnswerKind = METHODS[rollout.row].answers_by if rollout.row in METHODS else "linear"
     answers_before = _answers_by(before) if before else None
     after_own = after_found.get(answers_by, {})
@@ -171,9 +172,9 @@ def _manifest(workshop: Workshop, number: int | None, notes: dict[str, list[str]
 
 
 def _of_model(workshop: Workshop, teacher: Manifest | None, notes: dict[str, list[str]]) -> Manifest | None:
-    """The version that brought the teacher's model: an enrolment shares that of its parent, and was not evaluated."""
+    """The version that brought the teacher's model: others share that of their parent, and were not evaluated."""
     found = teacher
-    while found is not None and found.kind == "enrolment":
+    while found is not None and found.kind != "increment":
         found = _manifest(workshop, found.parent, notes)
     return found
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as CounterMetric
@@ -14,7 +15,7 @@ from lifelist.deploy.rollout import STEPS
 from lifelist.deploy.store import QUEUED, Store
 from lifelist.exporter.registry import Registry
 
-OUTCOMES = ("correct", "wrong", "unseen")  # unseen: of a class that the version which answered did not know
+OUTCOMES = get_args(feedback.Outcome)
 STATES = (QUEUED, *STEPS, *sorted(ENDED))
 
 

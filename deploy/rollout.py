@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lifelist.deploy import examples, gate, steps
+from lifelist.deploy.naming import names
 from lifelist.deploy.records import KnownClass, Rollout
 from lifelist.deploy.store import QUEUED
 from lifelist.deploy.workshop import Workshop, memory
@@ -71,19 +72,20 @@ def start(
     request_key: str | None = None,
 ) -> Rollout:
     """Queue a rollout of the named classes (names or ids), or of all that are pending, by a method, or the settings'.
-    A class that is trained already is learned again with the images that came since.
+    A class that is trained already is learned again with the images that came since; of a class that is merged into
+    another, the other is.
 
     A `request_key` that was used before gives the rollout that it was used for, and changes nothing. Conflict if there
     is nothing to learn, or a class cannot be learned now; BadSetting if memory or batch do not do for so many classes
     or images; Missing for an unknown class. Its first events are warnings of what is known before any work.
     """
-    store, settings = workshop.store, workshop.settings
+    store, settings, live = workshop.store, workshop.settings, workshop.live
     if method is not None and method not in NAMES:
         raise BadSetting(f"method {method!r} does not exist; there are {', '.join(NAMES)}")
-    named = None if classes is None else [store.class_named(name) for name in classes]
+    called = names(workshop, live)
+    named = None if classes is None else [called.learned_as(called.meant(name)) for name in classes]
     if request_key is not None and (known := store.rollout_of(request_key)) is not None:
         return _same_request(known, named, method)
-    live = workshop.live
     waiting = examples.pending(workshop, live)
     chosen = waiting if named is None else named
     if not chosen:
@@ -192,7 +194,7 @@ def _same_request(rollout: Rollout, named: Sequence[KnownClass] | None, method: 
 
 def _check_learnable(workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass]) -> None:
     """Conflict if a class has nothing to train on that live has not seen."""
-    trained = {entry.id for entry in live.trained} if live else set()
+    trained = {entry.id for entry in live.staying} if live else set()
     images = examples.waiting(workshop, live, [known.id for known in chosen])
     counts = Counter((example.class_id, example.role) for example in images)
     if empty := [known for known in chosen if not counts[known.id, "training"]]:
@@ -210,11 +212,11 @@ def _check_options(
     workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass], options: TrainingOptions
 ) -> None:
     """BadSetting if memory or batch do not do for the classes and images that this increment would have."""
-    trained = {entry.id for entry in live.trained} if live else set()
+    trained = {entry.id for entry in live.staying} if live else set()
     images = examples.waiting(workshop, live, [known.id for known in chosen])
     count = sum(example.role == "training" for example in images)
     if live and any(row.replays for row in possible(options.method)):
-        count += sum(map(len, memory(workshop.registry, live)["exemplars"].values()))
+        count += sum(map(len, memory(workshop.registry, live)["exemplars"].values()))  # of classes that go, too
     trains = certainly_trains(options.method, len(trained))
     check(options, classes=len(trained | {known.id for known in chosen}), images=count if trains else None)
 
@@ -223,7 +225,7 @@ def _warnings(
     workshop: Workshop, live: Manifest | None, chosen: Sequence[KnownClass], options: TrainingOptions
 ) -> Iterator[tuple[str, str]]:
     """(what, message) of what an operator should know before anything is trained."""
-    trained = {entry.id for entry in live.trained} if live else set()
+    trained = {entry.id for entry in live.staying} if live else set()
     new = [known for known in chosen if known.id not in trained]
     judging = [check.min_images for check in workshop.settings.gate if check.check == "new_class_accuracy"]
     needed = max(judging, default=0)

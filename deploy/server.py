@@ -78,7 +78,7 @@ def banner(server: Server) -> list[str]:
     """What a user should know who has just started a server."""
     manifest = server.manifest
     replicas = "1 replica" if server.replicas == 1 else f"{server.replicas} replicas"
-    classes = f"{len(manifest.classes)} {'class' if len(manifest.classes) == 1 else 'classes'}"
+    classes = f"{len(manifest.answerable)} {'class' if len(manifest.answerable) == 1 else 'classes'}"
     return [
         f"Lifelist is listening at {server.url}  ({replicas}, model on {server.provider})",
         f"  live       version {manifest.version}: {classes}, answers by {manifest.default_answer}",

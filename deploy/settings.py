@@ -30,6 +30,12 @@ class ExampleOptions(_Options):
     keep: bool = Field(
         default=False, description="keep images that are neither exemplar nor gate image after promotion"
     )
+    provisional_loss: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="share of right answers on held-out images that provisional rows of enrolled classes may cost",
+    )
     max_per_request: int = Field(default=1000, ge=1, description="images in one POST /v1/examples")
     max_request_bytes: int = Field(default=256 * 2**20, ge=1, description="bytes in one POST /v1/examples")
     max_uploads: int = Field(default=8, ge=1, description="POST /v1/examples at once; more are answered 503")

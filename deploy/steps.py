@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lifelist.deploy import examples, following, gate
+from lifelist.deploy.naming import learned_as, names
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import CHECKPOINT, Workshop, learned_images, memory
 from lifelist.exporter import session
@@ -96,19 +97,22 @@ def judge_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
     registry, made = candidate.opened(workshop, rollout)
     teacher = rollout.facts["teacher"]
     live = None if teacher is None else session.load(workshop.registry, teacher)
-    old = [entry.id for entry in live.manifest.trained] if live else []
-    new = [class_id for class_id in rollout.class_ids if class_id not in old]
-    judged = [e for e in examples.kept(workshop.store, [*old, *new]) if e.role == "gate"]
+    old = [entry.id for entry in live.manifest.staying] if live else []
+    taught = live.manifest if live else None
+    new = [class_id for class_id in learned_as(rollout.class_ids, taught) if class_id not in old]
+    images = examples.learned(workshop.store, taught)
+    judged = [e for e in images if e.role == "gate" and e.class_id in {*old, *new}]
     truth = np.array([example.class_id for example in judged], np.int64)
     models = [session.load(registry, made.version), *([live] if live else [])]
     answered = [truth[:0] for _ in models]
     for lot in examples.lots(workshop, [example.sha256 for example in judged], made.preprocess):
         more = [gate.answers(model, lot, model.manifest.default_answer) for model in models]
         answered = [np.concatenate(both) for both in zip(answered, more, strict=True)]
+    called = names(workshop, taught)
     evidence = gate.Evidence(
         candidate=made,
-        live=live.manifest if live else None,
-        names={known.id: known.name for known in workshop.store.classes(new)},
+        live=taught,
+        names={class_id: called.known(class_id).name for class_id in new},
         truth=truth,
         answered=answered[0],
         answered_by_live=answered[1] if live else truth[:0],
@@ -162,7 +166,7 @@ def tidy(workshop: Workshop, rollout: Rollout) -> Facts:
     version = workshop.registry.manifest(int(rollout.facts["version"]))
     lists_of = memory(workshop.registry, version)
     needed = {digest for lists in lists_of.values() for digests in lists.values() for digest in digests}
-    trained = examples.kept(workshop.store, [entry.id for entry in version.trained])
+    trained = examples.kept(workshop.store, [entry.id for entry in (*version.trained, *version.former)])
     unneeded = learned_images(workshop.registry, version) - needed  # what came since waits to be learned
     unneeded &= {example.sha256 for example in trained if example.role != "gate"}
     examples.forget(workshop, sorted(unneeded))

@@ -4,7 +4,6 @@ Every method is one transaction. A rollout is only ever moved from the state tha
 so two processes that carry the same one cannot both take a step.
 """
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -14,7 +13,6 @@ import sqlalchemy as sa
 from lifelist.client.answers import ENDED
 from lifelist.deploy import tables
 from lifelist.deploy.records import Event, KnownClass, Rollout, StepRecord, now
-from lifelist.deploy.sources import nearest
 from lifelist.exporter.errors import Conflict, Missing, Moved
 
 QUEUED = "queued"  # the state before the first step
@@ -47,28 +45,11 @@ class Store:
 
     # Classes
 
-    def classes(self, ids: Sequence[int] | None = None) -> list[KnownClass]:
-        """All classes, or those of `ids`, in order of arrival. Missing if an id is none."""
+    def classes(self) -> list[KnownClass]:
+        """All classes, in order of arrival, by the names under which they came (naming.py has what they are called)."""
         query = sa.select(tables.classes.c.id, tables.classes.c.name).order_by(tables.classes.c.id)
         with self.reading() as connection:
-            found = [KnownClass(*row) for row in connection.execute(query)]
-        if ids is None:
-            return found
-        if unknown := set(ids) - {known.id for known in found}:
-            raise Missing(f"no class has id {sorted(unknown)}; ids go up to {max((k.id for k in found), default=0)}")
-        return [known for known in found if known.id in set(ids)]
-
-    def class_named(self, name_or_id: str | int) -> KnownClass:
-        """The class of that name, else of that id (also written as text). Missing names the nearest."""
-        known = self.classes()
-        if isinstance(name_or_id, str):  # as names are kept
-            name_or_id = unicodedata.normalize("NFC", name_or_id).strip()
-        found = next((k for k in known if k.name == name_or_id), None)
-        found = found or next((k for k in known if str(k.id) == str(name_or_id)), None)
-        if found is None:
-            hint = nearest(str(name_or_id), [k.name for k in known])
-            raise Missing(f"no class is named {name_or_id!r} or has that id; {len(known)} are known.{hint}")
-        return found
+            return [KnownClass(*row) for row in connection.execute(query)]
 
     # Rollouts
 

@@ -27,7 +27,7 @@ def make_live(workshop: Workshop, version: int) -> None:
     Nothing happens if it is live already; Moved if another swap was first. The classes are marked before live moves, so
     that no enrolment in between brings them back; while live knows them the mark says nothing.
     """
-    known = {entry.id for entry in workshop.registry.manifest(version).classes}
+    known = {entry.id for entry in workshop.registry.manifest(version).entries}
     before = workshop.registry.ref("live")
     if before is None or before.version != version:
         earlier = () if before is None else workshop.registry.manifest(before.version).classes

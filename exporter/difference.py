@@ -6,13 +6,22 @@ from typing import Any
 
 from lifelist.exporter.manifest import Manifest
 
-_APART = ("version", "created_at", "classes", "files", "schema")  # told in another way, or different by nature
+_APART = (
+    "version",
+    "created_at",
+    "classes",
+    "former",
+    "files",
+    "schema",
+)  # told in another way, or different by nature
+_SAID = ("aliases", "retired", "merged_into")
 
 
 def difference(first: Manifest, second: Manifest) -> dict[str, Any]:
     """What changed from `first` to `second`; an empty part is left out, so two equal versions give {}.
 
-    {"classes": {"added": [names], "removed": …, "trained": …, "renamed": {old: new}},
+    {"classes": {"added": [names], "removed": …, "trained": …, "renamed": {old: new},
+                 and by name what else is said of a class: "said": {name: {field: {"from": …, "to": …}}}},
      "files": {"changed": [names], "added": …, "removed": …}, and each field that changed: {"from": …, "to": …}}
     """
     one, two = dataclasses.asdict(first), dataclasses.asdict(second)
@@ -22,12 +31,17 @@ def difference(first: Manifest, second: Manifest) -> dict[str, Any]:
 
 def _classes(first: Manifest, second: Manifest) -> dict[str, Any]:
     one, two = {c.id: c for c in first.classes}, {c.id: c for c in second.classes}
+    was, now = ({c.id: c for c in version.entries} for version in (first, second))
     both = one.keys() & two.keys()
     return {
         "added": [c.name for c in second.classes if c.id not in one],
         "removed": [c.name for c in first.classes if c.id not in two],
         "trained": [c.name for c in second.trained if c.id in one and one[c.id].state == "enrolled"],
         "renamed": {one[i].name: two[i].name for i in sorted(both) if one[i].name != two[i].name},
+        "said": {
+            now[i].name: {what: _change(getattr(was[i], what), getattr(now[i], what)) for what in _SAID}
+            for i in sorted(was.keys() & now.keys())
+        },
     }
 
 

@@ -7,7 +7,7 @@ Up to MOST_EXACT numbers every mean is compared, which is exact and as quick as 
 (HNSW; Malkov & Yashunin 2018) that finds nearly always the same; `lifelist bench index` measures both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,16 @@ class ClassMeans:
     def means(self) -> Floats:
         """The unit means, len(ids)×dim float32, in the order of `ids`."""
         return _vectors(self.index)
+
+    def of(self, ids: Sequence[int]) -> Floats:
+        """The unit means of these classes, len(ids)×dim float32."""
+        place = {class_id: k for k, class_id in enumerate(self.ids)}
+        return self.means()[[place[class_id] for class_id in ids]]
+
+    def without(self, ids: Container[int]) -> "ClassMeans":
+        """The means of the other classes."""
+        kept = [k for k, class_id in enumerate(self.ids) if class_id not in ids]
+        return load(build([self.ids[k] for k in kept], self.means()[kept]), self.dim)
 
 
 def build(ids: Sequence[int], means: npt.ArrayLike) -> bytes:

@@ -18,7 +18,8 @@ _UNSEEN = ("Cc", "Cs")  # Unicode's categories of control characters and of halv
 
 ClassState = Literal["trained", "enrolled"]  # has a row in the last layer | has a class mean only
 AnswerKind = Literal["linear", "nearest_mean"]
-VersionKind = Literal["increment", "enrolment"]  # has a model of its own | shares its parent's, and adds class means
+# has a model of its own | shares its parent's, and adds class means | shares it, and says something else of its classes
+VersionKind = Literal["increment", "enrolment", "change"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +58,37 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class ClassEntry:
-    """A class that a version can name. `id` is given once, in order of arrival, and never reused; `name` may change."""
+    """A class that a version knows. `id` is given once, in order of arrival, and never reused; `name` may change."""
 
     id: int
     name: str
     state: ClassState
     increment: int  # 0: the base; k: the k-th increment that reached training; enrolled classes carry the next one
+    aliases: tuple[str, ...] = ()  # other names that mean this class
+    retired: bool = False  # it is never answered
+    merged_into: int | None = None  # the class that is answered in its place
 
     def __post_init__(self) -> None:
         if self.state not in typing.get_args(ClassState):
             raise BadManifest(f"class {self.id} has state {self.state!r}; allowed: {typing.get_args(ClassState)}")
         if self.id < 0 or self.increment < 0:
             raise BadManifest(f"class {self.name!r} has id {self.id} and increment {self.increment}; both count from 0")
-        tidy = unicodedata.normalize("NFC", self.name.strip())
-        if not 1 <= len(self.name) <= 100 or self.name != tidy or any(unicodedata.category(c) in _UNSEEN for c in tidy):
+        if self.retired and self.merged_into is not None:
             raise BadManifest(
-                f"class {self.id} is named {self.name!r}; a name has 1 to 100 characters, in Unicode's form NFC, "
-                "without control characters, and no space at either end"
+                f"class {self.id} is retired, and merged into class {self.merged_into}; it is one or none"
             )
+        for name in (self.name, *self.aliases):
+            tidy = unicodedata.normalize("NFC", name.strip())
+            if not 1 <= len(name) <= 100 or name != tidy or any(unicodedata.category(c) in _UNSEEN for c in tidy):
+                raise BadManifest(
+                    f"class {self.id} is named {name!r}; a name has 1 to 100 characters, in Unicode's form NFC, "
+                    "without control characters, and no space at either end"
+                )
+
+    @property
+    def active(self) -> bool:
+        """Whether it is answered as itself. If not, the next increment goes on without its row."""
+        return not self.retired and self.merged_into is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +166,7 @@ class Manifest:
     default_answer: AnswerKind
     preprocess: Preprocess
     classes: tuple[ClassEntry, ...]
+    former: tuple[ClassEntry, ...] = ()  # retired or merged, and without a row and a mean by now
     files: tuple[FileEntry, ...] = ()
     bias: BiasCorrection | None = None
     parity: Parity | None = None
@@ -173,9 +188,17 @@ class Manifest:
             )
         if not self.classes:
             raise BadManifest(f"{who} names no class")
-        for what, values in (("id", [c.id for c in self.classes]), ("name", [c.name for c in self.classes])):
+        names = [name for c in self.entries for name in (c.name, *c.aliases)]
+        for what, values in (("id", [c.id for c in self.entries]), ("name", names)):
             if len(set(values)) != len(values):
                 raise BadManifest(f"{who} lists a class {what} twice: {values}")
+        answered = {c.id for c in self.classes if c.active}
+        if astray := [c.name for c in self.entries if c.merged_into is not None and c.merged_into not in answered]:
+            raise BadManifest(f"{who} merges {astray} into classes that are not answered; those that are: {answered}")
+        if present := [c.name for c in self.former if c.active]:
+            raise BadManifest(f"{who} lists {present} as former classes; those are retired or merged")
+        if self.trained and not any(c.active for c in self.trained):
+            raise BadManifest(f"{who}: none of its trained classes is left to answer; one must be")
         if len({f.name for f in self.files}) != len(self.files):
             raise BadManifest(f"{who} lists a file twice: {[f.name for f in self.files]}")
         states = [c.state for c in self.classes]
@@ -194,6 +217,29 @@ class Manifest:
     def trained(self) -> tuple[ClassEntry, ...]:
         """The classes with a row in the last layer: row k answers trained[k]."""
         return tuple(c for c in self.classes if c.state == "trained")
+
+    @property
+    def entries(self) -> tuple[ClassEntry, ...]:
+        """All classes of which it says something, the former ones last."""
+        return (*self.classes, *self.former)
+
+    @property
+    def answerable(self) -> tuple[ClassEntry, ...]:
+        """The classes that it can answer."""
+        return tuple(c for c in self.classes if c.active)
+
+    @property
+    def staying(self) -> tuple[ClassEntry, ...]:
+        """The classes whose rows the next increment goes on with."""
+        return tuple(c for c in self.trained if c.active)
+
+    @property
+    def instead(self) -> dict[int, int | None]:
+        """What is answered in place of a class: the one that it is merged into, or None where it is retired.
+
+        `instead.get(k, k)` is what class k is answered, and learned, as; of most versions it is empty.
+        """
+        return {c.id: c.merged_into for c in self.entries if not c.active}
 
     @property
     def newest(self) -> frozenset[int]:

@@ -3,21 +3,24 @@
 import ctypes
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from lifelist.exporter import index
+from lifelist.exporter import index, provisional
 from lifelist.exporter.errors import BadImage, BadSetting, Corrupt
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS, inspect
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.provisional import Provisional
 from lifelist.exporter.registry import Registry
+from lifelist.exporter.rows import Rows
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,24 @@ class Loaded:
     provider: str  # what really runs the graph: cpu or cuda
     precision: str  # of its arithmetic: fp32 or int8
     session: Any  # onnxruntime.InferenceSession
-    means: index.ClassMeans
+    means: index.ClassMeans  # of all its classes
+    provisional: Provisional | None = None  # rows of its enrolled classes, beside those of the graph
+    rows: Rows = field(init=False)
+    _imprinted: Floats | None = field(init=False)  # the means that those are made of
+    _searched: index.ClassMeans = field(init=False)  # without those of retired classes
+    _merged: dict[int, int] = field(init=False)  # class id → the one that is answered in its place
+
+    def __post_init__(self) -> None:
+        instead = self.manifest.instead
+        retired = {class_id for class_id, answered in instead.items() if answered is None}
+        provisional = self.provisional.ids if self.provisional else ()
+        object.__setattr__(self, "rows", Rows.of(self.manifest, provisional))
+        object.__setattr__(self, "_imprinted", self.means.of(provisional) if provisional else None)
+        object.__setattr__(
+            self, "_searched", self.means.without(retired) if retired & {*self.means.ids} else self.means
+        )
+        merged = {k: answered for k, answered in instead.items() if answered is not None and k in self.means.ids}
+        object.__setattr__(self, "_merged", merged)
 
     @property
     def version(self) -> int:
@@ -44,7 +64,10 @@ class Loaded:
         return self.manifest.version
 
     def run(self, images: Pixels) -> tuple[Floats, Floats]:
-        """logits N×C and embedding N×D (unit rows), both float32, of images N×S×S×3 uint8. BadImage if they are not."""
+        """logits N×C and embedding N×D (unit rows), both float32, of images N×S×S×3 uint8. BadImage if they are not.
+
+        The C logits are those of the trained classes, then the provisional ones.
+        """
         side = self.manifest.preprocess.size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
             raise BadImage(
@@ -52,42 +75,64 @@ class Loaded:
                 f"got {images.dtype}, {'×'.join(map(str, images.shape))}"
             )
         if not len(images):
-            empty = np.zeros((0, len(self.manifest.trained)), np.float32)
-            return empty, np.zeros((0, self.manifest.embedding_dim), np.float32)
+            return np.zeros((0, self.row_count), np.float32), np.zeros((0, self.manifest.embedding_dim), np.float32)
         logits, embedding = self.session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(images)})
+        if self.provisional is not None and self._imprinted is not None:
+            logits = np.concatenate([logits, self.provisional.logits(embedding, self._imprinted)], axis=1)
         return logits, embedding
 
-    def linear(self, logits: Floats, top_k: int) -> list[Ranking]:
-        """The best classes of each image by the last layer, with their softmax probabilities over all trained classes.
+    @property
+    def row_count(self) -> int:
+        """How many logits there are for an image."""
+        return len(self.manifest.trained) + (len(self.provisional.ids) if self.provisional else 0)
 
-        logits: N×C float32, as `run` gives them. Enrolled classes have no row there, and are never among them.
+    def linear(self, logits: Floats, top_k: int) -> list[Ranking]:
+        """The best classes of each image by the last layer, with their softmax probabilities over all that have a row.
+
+        logits: N×C float32, as `run` gives them. Enrolled classes are among them by their provisional rows, if the
+        version has any, or where a trained one is merged into them. Retired ones never are; the others sum to 1.
         """
         scores = self.probabilities(logits)
-        ids = [entry.id for entry in self.manifest.trained]
-        best = np.argsort(-logits, axis=1, kind="stable")[:, :top_k]
+        # of logits no two are alike for being small, as probabilities may be
+        best = np.argsort(-(logits if self.rows.order is None else scores), axis=1, kind="stable")[:, :top_k]
+        ids = self.rows.ids
         return [
-            [(ids[row], float(image[row])) for row in rows] for image, rows in zip(scores, best.tolist(), strict=True)
+            [(ids[place], float(image[place])) for place in places]
+            for image, places in zip(scores, best.tolist(), strict=True)
         ]
 
     def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
-        """Softmax over all trained classes: N×C, in the order of the logits."""
-        shifted = logits - logits.max(axis=1, keepdims=True, initial=-np.inf)
-        weights: npt.NDArray[np.float64] = np.exp(shifted, dtype=np.float64)
-        found: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-        return found
+        """N×A, a column for each of `rows.ids`; each row sums to 1."""
+        return self.rows.scores(logits)
 
     def similarities(self, embedding: Floats) -> Floats:
-        """Cosine similarities to the means of all classes, enrolled ones included: N×K float32, columns by class id."""
-        found: Floats = embedding @ self.means.means()[np.argsort(self.means.ids)].T
+        """Cosine similarities to each class that is answered, enrolled ones included: N×K float32, columns by class id.
+
+        Of a class and those merged into it the nearest mean counts.
+        """
+        every = embedding @ self.means.means().T
+        instead = self.manifest.instead
+        columns: defaultdict[int, list[int]] = defaultdict(list)
+        for place, class_id in enumerate(self.means.ids):
+            if (answered := instead.get(class_id, class_id)) is not None:
+                columns[answered].append(place)
+        found: Floats = np.stack([every[:, places].max(axis=1) for _, places in sorted(columns.items())], axis=1)
         return found
 
     def nearest_mean(self, embedding: Floats, top_k: int) -> list[Ranking]:
         """The nearest classes of each image, enrolled ones included, with cosine similarities in -1 … 1.
 
-        embedding: N×D float32, as `run` gives them.
+        embedding: N×D float32, as `run` gives them. Of a class and those merged into it the nearest mean counts.
         """
-        scores, ids = self.means.nearest(embedding, top_k)
-        return [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+        scores, ids = self._searched.nearest(embedding, top_k + len(self._merged))
+        ranked = [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+        return [self._as_merged(ranking)[:top_k] for ranking in ranked] if self._merged else ranked
+
+    def _as_merged(self, ranking: Ranking) -> Ranking:
+        found: dict[int, float] = {}
+        for class_id, score in ranking:
+            found.setdefault(self._merged.get(class_id, class_id), score)
+        return list(found.items())
 
     def warm(self, batches: Sequence[int] = (1, 8, 32)) -> float:
         """Answer batches of these sizes, so that the first real one is as fast as the rest. Seconds that it took."""
@@ -120,14 +165,15 @@ def load(
     known = [entry.id for entry in manifest.classes]
     if sorted(means.ids) != sorted(known):
         raise Corrupt(f"version {version} has means of the classes {sorted(means.ids)}, and names {sorted(known)}")
+    rows = _provisional(registry, manifest)
     graph = _graph_for(manifest, provider, precision)
     kind = "int8" if graph == INT8 else "fp32"
     if share is not None and share.precision == kind and _made_for(share.manifest, graph) == _made_for(manifest, graph):
-        return Loaded(manifest, share.provider, kind, share.session, means)
+        return Loaded(manifest, share.provider, kind, share.session, means, rows)
     model = registry.read(manifest, graph)
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
     session, used = open_session(model, threads=threads, provider=provider)
-    loaded = Loaded(manifest, used, kind, session, means)
+    loaded = Loaded(manifest, used, kind, session, means, rows)
     _probe(loaded)
     return loaded
 
@@ -137,9 +183,16 @@ def in_int8(loaded: Loaded, model: bytes, *, threads: int = 0) -> Loaded:
     manifest = loaded.manifest
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
     session, used = open_session(model, threads=threads, provider="cpu")
-    found = Loaded(manifest, used, "int8", session, loaded.means)
+    found = Loaded(manifest, used, "int8", session, loaded.means, loaded.provisional)
     _probe(found)
     return found
+
+
+def _provisional(registry: Registry, manifest: Manifest) -> Provisional | None:
+    if all(entry.name != provisional.FILE for entry in manifest.files):
+        return None
+    enrolled = [entry.id for entry in manifest.classes if entry.state == "enrolled"]
+    return Provisional.from_bytes(registry.read(manifest, provisional.FILE), enrolled)
 
 
 def _graph_for(manifest: Manifest, provider: str, precision: str) -> str:
@@ -159,7 +212,7 @@ def _made_for(manifest: Manifest, graph: str) -> tuple[str, int, int, int]:
 
 def _probe(loaded: Loaded) -> None:
     """Corrupt if the graph does not give what it declares: a declaration is only that."""
-    side, rows = loaded.manifest.preprocess.size, len(loaded.manifest.trained)
+    side, rows = loaded.manifest.preprocess.size, loaded.row_count
     logits, embedding = loaded.run(np.zeros((2, side, side, 3), np.uint8))
     wanted = (2, rows), (2, loaded.manifest.embedding_dim)
     if (logits.shape, embedding.shape) != wanted or not np.isfinite(logits).all() or not np.isfinite(embedding).all():

@@ -43,6 +43,8 @@ ACCESS = {  # route → the roles that may call it; `operate` may call every one
     "POST /v2/repository/models/{name:path}/unload": "operate",
     "POST /v1/feedback":                      "feedback",
     "GET /v1/classes":                        "classify feedback read",
+    "GET /v1/classes/{class_id}":             "read",
+    "PATCH /v1/classes/{class_id}":           "operate",
     "GET /v1/versions":                       "read",
     "GET /v1/versions/{version}":             "read",
     "GET /v1/increments":                     "read",

@@ -118,10 +118,17 @@ register_url_convertor("number", _BeforeColon())
 
 @routes.get("/v1/classes", tags=["catalog"])
 def classes(catalog: With) -> Classes:
-    """The classes that the live version knows, in order of arrival."""
+    """The classes that the live version knows, in order of arrival; retired and merged ones say so.
+
+    `former`: of which it has neither a row nor a mean any more.
+    """
     _, manifest = catalog.live()
-    known = sorted(manifest.classes, key=lambda entry: entry.id)
-    return {"version": manifest.version, "classes": [cast(KnownClass, asdict(entry)) for entry in known]}
+    known, former = (sorted(found, key=lambda entry: entry.id) for found in (manifest.classes, manifest.former))
+    return {
+        "version": manifest.version,
+        "classes": [cast(KnownClass, asdict(entry)) for entry in known],
+        "former": [cast(KnownClass, asdict(entry)) for entry in former],
+    }
 
 
 @routes.get("/v1/versions", tags=["catalog"])
@@ -138,7 +145,7 @@ def versions(catalog: With) -> Versions:
                 "kind": manifest.kind,
                 "parent": manifest.parent,
                 "method": manifest.method,
-                "classes": len(manifest.classes),
+                "classes": len(manifest.answerable),
                 "passed": manifest.passed,
             }
         )

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from lifelist.exporter import rows
 from lifelist.exporter.errors import BadInput, NotPrepared, TooLarge, TooLate, WrongType
 from lifelist.exporter.manifest import AnswerKind, ClassEntry, Manifest
 from lifelist.exporter.session import Loaded
@@ -197,8 +198,8 @@ OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
 }
 # fmt: on
 COLUMNS: dict[str, Callable[[Manifest], Sequence[ClassEntry]]] = {  # of which classes they are
-    "logits": lambda manifest: manifest.trained,
-    "probabilities": lambda manifest: manifest.trained,
+    "logits": rows.columns,
+    "probabilities": rows.answered,
     "similarities": repository.known,
 }
 

@@ -67,7 +67,11 @@ class Metrics:
         self.live.clear()
         manifest = loaded.manifest
         self.live.labels(
-            str(loaded.version), str(len(manifest.classes)), manifest.default_answer, loaded.provider, loaded.precision
+            str(loaded.version),
+            str(len(manifest.answerable)),
+            manifest.default_answer,
+            loaded.provider,
+            loaded.precision,
         ).set(1)
 
     def answered(self, class_id: int, kind: AnswerKind) -> None:

@@ -73,6 +73,8 @@ BESIDE = {  # route → what it answers beside those
     "GET /v2/models/{model}/versions/{version}/stats":  "404",
     "POST /v2/repository/models/{name}/load":          "404 409",
     "POST /v2/repository/models/{name}/unload":        "404 409",
+    "GET /v1/classes/{class_id}":             "404",
+    "PATCH /v1/classes/{class_id}":           "404 409 415",
     "GET /v1/versions/{version}":             "404",
     "POST /v1/versions/{version}:promote":    "404 409 415",
     "POST /v1/rollback":                      "404 409",

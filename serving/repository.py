@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import version as installed_version
 from typing import Any
 
+from lifelist.exporter import rows
 from lifelist.exporter.errors import BadInput, Conflict, Missing, NotPrepared, Unavailable
 from lifelist.exporter.manifest import ClassEntry, Manifest
 from lifelist.exporter.registry import Registry
@@ -68,7 +69,7 @@ class Repository:
     async def config(self, model: str, version: str = "") -> Json:
         """The same as a model configuration, and which classes the columns of outputs are of."""
         manifest = await self._manifest(model, version)
-        columns = {"linear": manifest.trained, "nearest_mean": known(manifest)}
+        columns = {"linear": rows.answered(manifest), "nearest_mean": known(manifest)}
         return {
             "name": model,
             "platform": PLATFORM,
@@ -196,16 +197,16 @@ def outputs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
         "label": ("BYTES", [-1]),
         "score": ("FP32", [-1]),
         "prediction_id": ("BYTES", [-1]),
-        "logits": ("FP32", [-1, len(manifest.trained)]),
-        "probabilities": ("FP32", [-1, len(manifest.trained)]),
-        "similarities": ("FP32", [-1, len(manifest.classes)]),
+        "logits": ("FP32", [-1, len(rows.columns(manifest))]),
+        "probabilities": ("FP32", [-1, len(rows.answered(manifest))]),
+        "similarities": ("FP32", [-1, len(manifest.answerable)]),
         "embedding": ("FP32", [-1, manifest.embedding_dim]),
     }
 
 
 def known(manifest: Manifest) -> list[ClassEntry]:
-    """All classes, in the order of the columns of `similarities`: by id."""
-    return sorted(manifest.classes, key=lambda entry: entry.id)
+    """All classes that are answered, in the order of the columns of `similarities`: by id."""
+    return sorted(manifest.answerable, key=lambda entry: entry.id)
 
 
 def _described(name: str, datatype: str, shape: list[int]) -> Json:

@@ -179,7 +179,7 @@ class Load:
         found = answer.json()
         version: int = found["version"]
         if version not in known:
-            known[version] = {entry.id: entry.name for entry in self.server.registry.manifest(version).classes}
+            known[version] = {entry.id: entry.name for entry in self.server.registry.manifest(version).answerable}
         assert answer.headers["x-lifelist-version"] == str(version)
         assert len(found["images"]) == count
         for image in found["images"]:

@@ -41,6 +41,8 @@ WHO = {  #                                     nobody  read  classify  feedback 
     "POST /v1/classify":                      (o,      o,    x,        o,        x),
     "POST /v1/feedback":                      (o,      o,    o,        x,        x),
     "GET /v1/classes":                        (o,      x,    x,        x,        x),
+    "GET /v1/classes/{class_id}":             (o,      x,    o,        o,        x),
+    "PATCH /v1/classes/{class_id}":           (o,      o,    o,        o,        x),
     "GET /v1/versions":                       (o,      x,    o,        o,        x),
     "GET /v1/versions/{version}":             (o,      x,    o,        o,        x),
     "GET /v1/increments":                     (o,      x,    o,        o,        x),
@@ -177,7 +179,7 @@ def test_every_route_lets_in_who_may_call_it_and_nobody_else(
 ) -> None:
     method, path = route.split(" ")
     path = path.replace("{name:path}", "lifelist").format(
-        version=1, increment=1, name="swagger-ui.css", model="lifelist"
+        version=1, increment=1, class_id=1, name="swagger-ui.css", model="lifelist"
     )
     answer = httpx.request(method, f"{site.url}{path}", headers=callers[caller])
     if WHO[route][CALLERS.index(caller)]:

@@ -11,6 +11,7 @@ from parts_rollout import learn as carried
 from parts_training import TINY, few, tasks
 
 from lifelist.deploy import operator, rollout
+from lifelist.deploy.naming import names
 from lifelist.deploy.report_page import write
 from lifelist.deploy.terminal import Follower
 from lifelist.deploy.workshop import STATISTICS
@@ -177,7 +178,8 @@ def test_a_rollout_by_auto_tells_what_it_took_and_the_version_is_of_that_method(
     live = workshop.live
     assert live is not None
     assert live.method in METHODS
-    assert live.method == ended.facts["method"] == ended.row == operator.describe(workshop, ended)["method"]
+    assert live.method == ended.facts["method"] == ended.row
+    assert operator.describe(workshop, ended, names(workshop, live))["method"] == live.method
     (event,) = [e for e in workshop.store.events(ended.id) if e.kind == "method"]
     assert event.data == {"method": live.method, "reason": ended.facts["method_reason"]}
     Follower()(event.kind, event.data)
@@ -191,7 +193,7 @@ def test_an_increment_by_auto_that_waits_can_be_looked_at(tmp_path: Path) -> Non
     workshop = prepared(tmp_path)
     add(workshop, ["yellow"])
     queued = rollout.start(workshop, ["yellow"], "auto")
-    assert (queued.row, operator.describe(workshop, queued)["method"]) == ("auto", "auto")
+    assert (queued.row, operator.describe(workshop, queued, names(workshop, None))["method"]) == ("auto", "auto")
     assert write(workshop, queued.id, tmp_path / "page.html").exists()
 
 

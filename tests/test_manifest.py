@@ -104,7 +104,7 @@ def test_a_file_is_looked_up_by_name_and_the_message_names_those_there_are() -> 
         ({"version": 4.0}, r"manifest\.version should be int, not 4\.0"),
         ({"version": -1}, "both numbers count up"),
         ({"parent": "3"}, r"manifest\.parent should be int"),
-        ({"kind": "other"}, r"manifest\.kind should be one of \('increment', 'enrolment'\), not 'other'"),
+        ({"kind": "other"}, r"manifest\.kind should be one of \('increment', 'enrolment', 'change'\), not 'other'"),
         ({"default_answer": "guess"}, r"manifest\.default_answer should be one of"),
         ({"classes": {}}, r"manifest\.classes should be a list, not \{\}"),
         ({"classes": []}, "version 4 names no class"),
