@@ -196,7 +196,7 @@ def increments(workshop: With) -> Increments:
     return {"increments": [describe(workshop, found) for found in reversed(workshop.store.rollouts())]}
 
 
-@routes.get("/v1/increments/{increment}", tags=["increments"])
+@routes.get("/v1/increments/{increment:number}", tags=["increments"])
 def increment(workshop: With, increment: Number) -> Increment:
     """How an increment stands, step by step."""
     return describe(workshop, workshop.store.rollout(number(increment, "increment")))

@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from lifelist.client.answers import (
     Alive,
@@ -104,6 +105,15 @@ With = Annotated[Catalog, Depends(the_catalog)]
 Number = Annotated[str, openapi.a_number(2**31 - 1)]
 
 
+class _BeforeColon(StringConvertor):
+    """The part of a path that a number is in: what follows a colon is another route, as in /v1/versions/7:promote."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("number", _BeforeColon())
+
+
 @routes.get("/v1/classes", tags=["catalog"])
 def classes(catalog: With) -> Classes:
     """The classes that the live version knows, in order of arrival."""
@@ -137,7 +147,7 @@ def versions(catalog: With) -> Versions:
     }
 
 
-@routes.get("/v1/versions/{version}", tags=["catalog"])
+@routes.get("/v1/versions/{version:number}", tags=["catalog"])
 def version(catalog: With, version: Number) -> Version:
     """All that a version says of itself."""
     if not (number := natural(version, 2**31 - 1)):

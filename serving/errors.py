@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from lifelist.exporter.errors import (
     BadInput,
@@ -40,6 +41,7 @@ STATUS: dict[type[Exception], int] = {  # the nearest class that an error is of 
 # fmt: on
 
 INTERNAL = "internal error; the server's log has it under request id {request_id}"
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 PLACES = ("body", "query", "path", "header")  # how FastAPI begins a location
 ALTERNATIVE = "constrained-"  # how pydantic begins its name for a type of several, as the last part of a location
 
@@ -64,11 +66,18 @@ def http_as_json(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404 and error.detail in ("Not Found", ""):
         message = f"there is no {path} here; see /docs"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow", "")
+        allowed = ", ".join(_methods(request))
         message = f"{request.method} does not go with {path}; allowed: {allowed}"
+        return JSONResponse({"error": message}, 405, {"Allow": allowed})
     else:
         message = str(error.detail)
     return JSONResponse({"error": message}, error.status_code, dict(error.headers or {}))
+
+
+def _methods(request: Request) -> list[str]:
+    """Those that go with the path. The router itself names only what the first route of that path takes."""
+    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    return [m for m in METHODS if any(route.matches(scopes[m])[0] is Match.FULL for route in request.app.routes)]
 
 
 def invalid_as_json(request: Request, error: Exception) -> JSONResponse:

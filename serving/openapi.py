@@ -76,17 +76,33 @@ def header(kind: str, description: str) -> Json:
     return {"required": True, "description": description, "schema": {"type": kind}}
 
 
-def _text(kind: str, example: str) -> Json:
-    return {"content": {kind: {"schema": {"type": "string"}, "example": example}}}
-
-
 NO_CONTROLS: Json = {"pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$"}  # described so; the route says it in a sentence
 LOCATION: Responses = {202: {"headers": {"Location": header("string", "where the increment is")}}}
 EVENTS: Responses = {
-    200: _text("text/event-stream", 'id: 7\nevent: state\ndata: {"at": "2026-11-25T12:00:00Z", "state": "train"}\n\n')
-    | {"description": "Events: `id`, its number; `event`, its kind; `data`, JSON. They end when the increment does"}
+    200: {
+        "description": "Events, until the increment ends: `id`, a rising number; `event`, the kind; `data`, JSON",
+        "content": {
+            "text/event-stream": {
+                "schema": {
+                    "type": "object",  # of each event
+                    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+                    "required": ["id", "event", "data"],
+                },
+                "example": 'id: 7\nevent: state\ndata: {"at": "2026-11-25T12:00:00Z", "state": "train"}\n\n',
+            }
+        },
+    }
 }
-METRICS: Responses = {200: _text("text/plain", 'lifelist_requests_total{code="200",replica="one"} 12.0\n')}
+METRICS: Responses = {
+    200: {
+        "content": {
+            "text/plain": {
+                "schema": {"type": "string"},
+                "example": 'lifelist_requests_total{code="200",replica="one"} 12.0\n',
+            }
+        }
+    }
+}
 
 
 def complete(schema: Json, options: ServingOptions) -> Json:

@@ -283,6 +283,7 @@ ROWS = [
         "the body is longer than 1,048,576 bytes; only POST /v1/examples takes as much",
         {"content": b'{"classes": ["' + b"w" * 2**21 + b'"]}', "headers": {"Content-Type": "application/json"}}),
     Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405, "DELETE does not go with /v1/increments/1; allowed: GET"),
+    Bad("wrong method", "PUT", INCREMENTS, 405, "PUT does not go with /v1/increments; allowed: GET, POST"),
     Bad("events of an unknown increment", "GET", f"{INCREMENTS}/4711/events", 404, "no increment has id 4711"),
     Bad("Last-Event-ID that is no number", "GET", f"{INCREMENTS}/{{ended}}/events", 400,
         "Last-Event-ID should be the id of an event, a number from 0 on; not 'last'",
@@ -306,7 +307,8 @@ ROWS = [
         "force: Input should be a valid boolean, not 'yes'", {"json": {"force": "yes"}}),
     Bad("JSON with another content type", "POST", "/v1/versions/{refused}:promote", 415,
         "send Content-Type: application/json; not text/plain", of_type("text/plain", b'{"force": true}')),
-    Bad("wrong method", "GET", "/v1/versions/1:promote", 404, "no version has number '1:promote'; …"),
+    Bad("wrong method", "GET", "/v1/versions/1:promote", 405,
+        "GET does not go with /v1/versions/1:promote; allowed: POST"),
     # feedback
     Bad("no prediction id", "POST", FEEDBACK, 400, "prediction_id: Field required", {"json": {"class": "heron"}}),
     Bad("no class", "POST", FEEDBACK, 400, "class: Field required", {"json": {"prediction_id": "x"}}),
