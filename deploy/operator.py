@@ -45,7 +45,7 @@ routes = APIRouter(lifespan=_catching_up)
 
 ClassRef = Annotated[StrictStr, Field(min_length=1, max_length=100)] | Annotated[StrictInt, Field(ge=0, le=LARGEST_ID)]
 Key = Annotated[StrictStr, Field(min_length=1, max_length=200, json_schema_extra=openapi.NO_CONTROLS)]
-EventId = Annotated[str, openapi.a_number(stream.LAST, minimum=0)]
+EventId = Annotated[str, openapi.EVENT_ID]
 
 
 class _Body(BaseModel):

@@ -102,7 +102,7 @@ def the_catalog(request: Request) -> Catalog:
 
 
 With = Annotated[Catalog, Depends(the_catalog)]
-Number = Annotated[str, openapi.a_number(2**31 - 1)]
+Number = Annotated[str, openapi.NUMBER]
 
 
 class _BeforeColon(StringConvertor):

@@ -61,9 +61,9 @@ BESIDE = {  # route → what it answers beside those
 # fmt: on
 
 
-def a_number(maximum: int, minimum: int = 1) -> WithJsonSchema:
-    """Says of a text, which the route reads itself so that its refusals are in our words, that it is a number."""
-    return WithJsonSchema({"type": "integer", "minimum": minimum, "maximum": maximum, "example": minimum})
+# What is said of texts that a route reads itself, so that its refusals are in our words.
+NUMBER = WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 2**31 - 1, "example": 1})
+EVENT_ID = WithJsonSchema({"type": "string", "pattern": "^ *[0-9]* *$", "example": "7"})
 
 
 def like(example: Json) -> ConfigDict:

@@ -87,7 +87,7 @@ def route(row: Bad, declared: Collection[Route]) -> Route | None:
 
 
 def pattern(path: str) -> str:
-    return re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
+    return re.sub(r"\\{\w+\\}", "[^/:]+", re.escape(path))
 
 
 def test_the_page_about_errors_is_what_the_command_prints() -> None:

@@ -237,13 +237,20 @@ def test_answers_are_in_the_order_of_the_images_though_they_arrive_in_another() 
 
 
 def test_a_query_that_fails_ends_those_beside_it() -> None:
-    async def asked(url: str) -> None:
+    turn = iter(range(100))
+
+    def act(handler: Handler) -> None:
+        (refuses(400) if next(turn) == 0 else after(3, classified()))(handler)
+
+    async def asked(url: str) -> float:
+        began = time.monotonic()
         async with AsyncClient(url) as client:
             with pytest.raises(errors.BadInput):
                 async for _ in client.classify_many([PNG] * 100, batch=1, concurrency=4):
                     pass
             assert len(asyncio.all_tasks()) == 1
+        return time.monotonic() - began
 
-    with scripted(refuses(400)) as server:
-        asyncio.run(asked(server.url))
+    with scripted(act) as server:
+        assert asyncio.run(asked(server.url)) < 2
         assert len(server.seen) <= 5
