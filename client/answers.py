@@ -205,6 +205,17 @@ class Parity(TypedDict):
     max_abs_embedding_difference: float | None
 
 
+class Int8(TypedDict):
+    """How well the graph in 8 bits answers beside the one in fp32, on gate images; answers: by kind of answer."""
+
+    used: bool
+    images: int
+    loss: float
+    class_loss: float
+    answers: Json
+    message: str
+
+
 class Check(TypedDict):
     """One line of the gate."""
 
@@ -231,6 +242,7 @@ class Version(TypedDict):
     files: list[File]
     bias: BiasCorrection | None
     parity: Parity | None
+    int8: Int8 | None
     gate: list[Check]
     options: Json
     results: Json
@@ -253,6 +265,7 @@ class ReplicaStatus(TypedDict):
     version: int
     generation: int
     provider: str
+    precision: str
     held: list[int]
     behind: str | None
     process_id: int

@@ -18,7 +18,7 @@ from lifelist.deploy.workshop import (
 )
 from lifelist.exporter import fold, graph, index, session
 from lifelist.exporter.errors import Moved
-from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Manifest, Parity, Preprocess
+from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Int8, Manifest, Parity, Preprocess
 from lifelist.exporter.registry import Registry
 from lifelist.training.increment import load_network
 from lifelist.training.job import Learned, Task, read_result, read_task
@@ -104,12 +104,16 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     waiting = enrol.waiting_images(workshop, candidate, workshop.live)
     classes, files = enrol.with_means(workshop, loaded, waiting, used={})
     files |= {e.name: candidates.read(candidate, e.name) for e in candidate.files if e.name not in files}
+    int8 = Int8(**rollout.facts["int8"]) if "int8" in rollout.facts else None
+    if int8 is not None and int8.used:
+        files[session.INT8] = (workshop.folder(rollout.id) / session.INT8).read_bytes()
     draft = dataclasses.replace(
         candidate,
         parent=parent,
         classes=classes,
         default_answer="nearest_mean" if waiting else candidate.default_answer,
         parity=Parity(**rollout.facts["parity"]),
+        int8=int8,
         gate=tuple(Check(**check) for check in rollout.facts["gate"]),
     )
     registry = workshop.registry

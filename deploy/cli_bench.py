@@ -171,6 +171,98 @@ def streaming(decoded_gb: float, limit_gb: float, image_size: int, kind: Any, re
     click.echo(json.dumps(facts))
 
 
+@bench.command()
+@click.option("--cases", default="", help="Only those whose name has this in it: resnet18, int8 …")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(1), default=5.0, show_default=True, help="Of load in each cell.")
+@click.option("--peers/--no-peers", default=True, show_default=True, help="LitServe, BentoML and MLServer too.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the page, and what it needs, go.")
+@json_option
+@click.pass_obj
+def serving(
+    resolved: Resolved, cases: str, repeats: int, seconds: float, peers: bool, folder: Path | None, as_json: bool
+) -> None:
+    """Load this server, the least that one can be, and others, beside ONNX Runtime alone.
+
+    Makes a page, a picture and results.json. Peers are installed from the package index, each in an environment of its
+    own. The load comes from wrk. The last line is one of JSON.
+    """
+    from lifelist.benchmarks import serving as speed
+    from lifelist.benchmarks import serving_report as report
+    from lifelist.benchmarks.contenders import BARE, LIFELIST
+    from lifelist.benchmarks.peers import contenders
+
+    place = folder or resolved.settings.home / "bench" / "serving"
+    place.mkdir(parents=True, exist_ok=True)
+    chosen = [case for case in speed.CASES if cases in case.name]
+    if not chosen:
+        raise BadInput(f"no case has {cases!r} in its name; there are {'; '.join(case.name for case in speed.CASES)}")
+    others = contenders(place / "environments", note) if peers else []
+    asked = speed.Asked(
+        contenders=[BARE, LIFELIST, *others], cases=chosen, repeats=repeats, seconds=seconds, folder=place / "models"
+    )
+    facts = speed.measure(asked, note)
+    report.rates_picture(place / "rates.png", facts)
+    (place / "README.md").write_text(report.page(facts, "rates.png", _command(folder)))
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
+    if not as_json:
+        for case in facts["raw"]:
+            click.echo(f"{case}\n{table(report.TITLES, report.rows(facts, case))}\n")
+        click.echo(f"The page: {place / 'README.md'}\n")
+    click.echo(json.dumps(report.line(facts)))
+
+
+@bench.command()
+@click.option("--swaps", type=click.IntRange(2), default=200, show_default=True, help="With each count of replicas.")
+@click.option("--clients", type=click.IntRange(1), default=8, show_default=True)
+@click.option("--replicas", default="1,2", show_default=True, help="Counts of replicas.")
+@json_option
+def swap(swaps: int, clients: int, replicas: str, as_json: bool) -> None:
+    """Swap versions under load, and hold every answer against the version that it names.
+
+    The last line is one of JSON.
+    """
+    from lifelist.benchmarks import swaps as under_load
+
+    asked = under_load.Asked(swaps=swaps, clients=clients, replicas=_numbers("--replicas", replicas))
+    facts = under_load.measure(asked, note)
+    if not as_json:
+        names = list(next(iter(facts["rows"].values())))
+        rows = [(name, *(str(row[name]) for row in facts["rows"].values())) for name in names]
+        click.echo(table(("", *(f"{count} replicas" for count in facts["rows"])), rows) + "\n")
+    click.echo(json.dumps(facts["line"]))
+
+
+@bench.command(name="index")
+@click.option("--dim", type=click.IntRange(1), default=64, show_default=True, help="Of an embedding.")
+@click.option("--most", type=click.IntRange(10), default=1_000_000, show_default=True, help="Classes.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the page and the picture go.")
+@json_option
+@click.pass_obj
+def index_(resolved: Resolved, dim: int, most: int, folder: Path | None, as_json: bool) -> None:
+    """Measure the index of class means, and the last layer, from ten classes to a million.
+
+    Makes a page, a picture and results.json. The last line is one of JSON.
+    """
+    from lifelist.benchmarks import index_report, index_size
+
+    counts = [10**k for k in range(1, 7) if 10**k <= most]
+    facts = index_size.measure(index_size.Asked(counts=counts, dim=dim), note)
+    place = folder or resolved.settings.home / "bench" / "index"
+    place.mkdir(parents=True, exist_ok=True)
+    index_report.curves(place / "index.png", facts)
+    (place / "README.md").write_text(index_report.page(facts, "index.png", _command(folder)))
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
+    if not as_json:
+        click.echo(table(index_report.TITLES, index_report.rows(facts)) + f"\n\nThe page: {place / 'README.md'}\n")
+    click.echo(json.dumps({"chosen": facts["chosen"], "rows": facts["rows"]}))
+
+
+def _command(folder: Path | None) -> str:
+    """What was typed, without this machine's paths."""
+    return shlex.join(["lifelist", *("FOLDER" if word == str(folder) else word for word in sys.argv[1:])])
+
+
 class _Shown:
     """Shows the events of one run after the other, or of several at a time."""
 

@@ -9,7 +9,7 @@ from lifelist.client.answers import Moved
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import connected, flat, json_option, result, table, verdict
 from lifelist.exporter.errors import Corrupt
-from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.manifest import Int8, Manifest
 from lifelist.exporter.registry import Registry
 
 REFS = ("live", "candidate", "previous")
@@ -148,6 +148,17 @@ def _told(manifest: Manifest, refs: list[str]) -> str:
         table(["id", "class", "state", "increment"], rows),
         table(["answer", "all", "old", "new"], kinds) if kinds else "",
         table(["gate", "verdict", "found", "limit", ""], checks) if checks else "",
+        _int8(manifest.int8),
         table(["file", "bytes", "sha256"], files),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _int8(found: Int8 | None) -> str:
+    """What was measured of the graph in 8 bits, and so decided."""
+    if found is None:
+        return ""
+    titles = ["8 bits", "fp32", "int8", "agreement", "most lost of a class", ""]
+    names = ("fp32", "int8", "agreement", "worst_class_loss", "worst_class")
+    rows = [(kind, *(figures[name] for name in names)) for kind, figures in found.answers.items()]
+    return f"{table(titles, rows)}\n{'serves on a CPU' if found.used else 'is not used'}: {found.message}"

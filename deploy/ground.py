@@ -210,6 +210,7 @@ def environment(block: Block, folder: Path, nonce: str, drain_s: float) -> Mappi
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",  # handles work from threads, too; queries do not use them
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "lifelist.serving.direct.middleware",  # queries pass Ray by
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a log line for each query to a Python process; we count ourselves
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(folder / "haproxy"),

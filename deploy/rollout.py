@@ -50,15 +50,16 @@ class Step:
 
 # fmt: off
 STEPS = {
-    "intake":  Step(steps.fix_images,           then="train"),
-    "train":   Step(steps.train_increment,      then="export"),  # resumes from its last epoch
-    "export":  Step(steps.export_candidate,     then="parity"),
-    "parity":  Step(steps.compare_with_network, then="gate"),
-    "gate":    Step(steps.judge_candidate,      then="publish", if_refused="keep"),
-    "publish": Step(steps.publish_version,      then="swap"),
-    "swap":    Step(steps.make_live,            then="tidy",    if_moved="publish"),  # classes were enrolled meanwhile
-    "tidy":    Step(steps.tidy,                 then="done",    if_failed="done"),  # live has moved already
-    "keep":    Step(steps.keep_rejected,        then="rejected"),
+    "intake":   Step(steps.fix_images,           then="train"),
+    "train":    Step(steps.train_increment,      then="export"),  # resumes from its last epoch
+    "export":   Step(steps.export_candidate,     then="parity"),
+    "parity":   Step(steps.compare_with_network, then="gate"),
+    "gate":     Step(steps.judge_candidate,      then="quantise", if_refused="keep"),
+    "quantise": Step(steps.quantise_candidate,   then="publish", if_failed="publish"),  # then fp32 serves
+    "publish":  Step(steps.publish_version,      then="swap"),
+    "swap":     Step(steps.make_live,            then="tidy",    if_moved="publish"),  # classes were enrolled meanwhile
+    "tidy":     Step(steps.tidy,                 then="done",    if_failed="done"),  # live has moved already
+    "keep":     Step(steps.keep_rejected,        then="rejected"),
 }
 # fmt: on
 
@@ -235,7 +236,13 @@ def _warnings(
             f"the gate will not judge {shown}, of which too few images are set apart: learned all the same; "
             f"{_remedy(workshop, needed)}",
         )
-    if new and (message := uncorrected(options, len(trained) or len(new))):
+    if new and not workshop.settings.examples.holdout_share and all(row.holdout for row in possible(options.method)):
+        yield (
+            "examples.no-correction",
+            "examples.holdout_share is 0, so no image is held out to fit a bias correction on: method "
+            f"{options.method!r} will answer uncorrected. Give it a share (0.1 is usual), or use method wa",
+        )
+    elif new and (message := uncorrected(options, len(trained) or len(new))):
         yield "memory.no-correction", message
 
 

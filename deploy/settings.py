@@ -43,6 +43,21 @@ class ExampleOptions(_Options):
         return share
 
 
+class Int8Options(_Options):
+    """Whether a version gets a graph in 8 bits too (deploy/quantised.py)."""
+
+    enabled: bool = Field(
+        default=True, description="make a graph in 8 bits too, and serve by it where it loses nothing"
+    )
+    loss: float = Field(
+        default=0.005, ge=0, le=1, description="accuracy on gate images that 8 bits may lose against fp32"
+    )
+    class_loss: float = Field(
+        default=0.05, ge=0, le=1, description="of any single class; one image of it is never too many"
+    )
+    images: int = Field(default=256, ge=1, description="gate images on which the ranges of activations are measured")
+
+
 class GateCheck(_Options):
     """One line of the gate: what is asked of a candidate (deploy/gate.py says how each is measured).
 
@@ -96,6 +111,7 @@ class Settings(_Options):
         description="processes that share each batch of an increment beside a server; 0: one for each GPU",
     )
     gate: tuple[GateCheck, ...] = Field(default=GATE, description="the checks that a candidate must pass to go live")
+    int8: Int8Options = Int8Options()
     examples: ExampleOptions = ExampleOptions()
     serving: ServingOptions = ServingOptions()
     training: TrainingOptions = TrainingOptions()

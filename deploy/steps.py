@@ -121,6 +121,15 @@ def judge_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
     return facts
 
 
+def quantise_candidate(workshop: Workshop, rollout: Rollout) -> Facts:
+    """quantise: a graph in 8 bits beside the one in fp32, and whether it may answer in its place."""
+    from lifelist.deploy.quantised import quantised
+
+    if not workshop.settings.int8.enabled:
+        return {}
+    return {"int8": dataclasses.asdict(quantised(workshop, rollout))}
+
+
 def publish_version(workshop: Workshop, rollout: Rollout) -> Facts:
     """publish: the candidate becomes a version, with the means of the classes that were enrolled meanwhile.
 

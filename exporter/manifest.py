@@ -116,6 +116,18 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Int8:
+    """How well the graph in 8 bits answers beside the one in fp32, on gate images; and so whether it is used."""
+
+    used: bool
+    images: int
+    loss: float  # bound: the share of all images that it may lose
+    class_loss: float  # bound: of those of one class
+    answers: Mapping[str, Any]  # by kind of answer: {"fp32": accuracy, "int8": …, "worst_class": name, …}
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One line of the gate: what was asked, what was found."""
 
@@ -143,6 +155,7 @@ class Manifest:
     files: tuple[FileEntry, ...] = ()
     bias: BiasCorrection | None = None
     parity: Parity | None = None
+    int8: Int8 | None = None
     gate: tuple[Check, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters, seeds included
     results: Mapping[str, Any] = field(default_factory=dict)  # held-out data: {"linear": {…}, "nearest_mean": {…}}

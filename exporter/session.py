@@ -20,7 +20,8 @@ from lifelist.exporter.registry import Registry
 
 log = logging.getLogger(__name__)
 
-MODEL, MEANS = "model.onnx", "class_means.faiss"
+MODEL, INT8, MEANS = "model.onnx", "model.int8.onnx", "class_means.faiss"
+PRECISIONS = ("auto", "fp32")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 Ranking = list[tuple[int, float]]  # (class id, score), best first
@@ -32,6 +33,7 @@ class Loaded:
 
     manifest: Manifest
     provider: str  # what really runs the graph: cpu or cuda
+    precision: str  # of its arithmetic: fp32 or int8
     session: Any  # onnxruntime.InferenceSession
     means: index.ClassMeans
 
@@ -92,11 +94,13 @@ def load(
     *,
     threads: int = 0,
     provider: str = "auto",
+    precision: str = "fp32",
     share: Loaded | None = None,
 ) -> Loaded:
     """Load a version: every byte is verified against the manifest before anything reads meaning into it.
 
     threads: of one run inside ONNX Runtime; 0 lets it choose. provider: cpu, cuda, or auto (cuda if it really works).
+    precision: fp32, or auto: int8 on a CPU, if the version has such a graph and it was found to answer as well.
     share: a version that is loaded; its session is used again if the graph is the same file, as after an enrolment.
     Missing if there is no such version; Corrupt if its files are altered, gone, or not what they should be.
     """
@@ -105,20 +109,41 @@ def load(
     known = [entry.id for entry in manifest.classes]
     if sorted(means.ids) != sorted(known):
         raise Corrupt(f"version {version} has means of the classes {sorted(means.ids)}, and names {sorted(known)}")
-    if share is not None and _graph(share.manifest) == _graph(manifest):
-        return Loaded(manifest, share.provider, share.session, means)
-    model = registry.read(manifest, MODEL)
+    graph = _graph_for(manifest, provider, precision)
+    kind = "int8" if graph == INT8 else "fp32"
+    if share is not None and share.precision == kind and _made_for(share.manifest, graph) == _made_for(manifest, graph):
+        return Loaded(manifest, share.provider, kind, share.session, means)
+    model = registry.read(manifest, graph)
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
     session, used = open_session(model, threads=threads, provider=provider)
-    loaded = Loaded(manifest, used, session, means)
+    loaded = Loaded(manifest, used, kind, session, means)
     _probe(loaded)
     return loaded
 
 
-def _graph(manifest: Manifest) -> tuple[str, int, int, int]:
+def in_int8(loaded: Loaded, model: bytes, *, threads: int = 0) -> Loaded:
+    """The same version as it answers by this graph, on the CPU. Corrupt if the graph is not one for it."""
+    manifest = loaded.manifest
+    inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
+    session, used = open_session(model, threads=threads, provider="cpu")
+    found = Loaded(manifest, used, "int8", session, loaded.means)
+    _probe(found)
+    return found
+
+
+def _graph_for(manifest: Manifest, provider: str, precision: str) -> str:
+    """Which of the version's graphs runs here. BadSetting for a precision that does not exist."""
+    if precision not in PRECISIONS:
+        raise BadSetting(f"precision {precision!r} does not exist; choose {' or '.join(PRECISIONS)}")
+    sound = manifest.int8 is not None and manifest.int8.used
+    on_cpu = provider == "cpu" or not _cuda_is_here()
+    return INT8 if precision == "auto" and sound and on_cpu else MODEL
+
+
+def _made_for(manifest: Manifest, graph: str) -> tuple[str, int, int, int]:
     """What a graph was inspected for: versions that agree in all of it may share a session."""
     size, rows = manifest.preprocess.size, len(manifest.trained)
-    return manifest.file(MODEL).sha256, size, rows, manifest.embedding_dim
+    return manifest.file(graph).sha256, size, rows, manifest.embedding_dim
 
 
 def _probe(loaded: Loaded) -> None:
@@ -188,6 +213,11 @@ def _cuda_session(model: bytes, threads: int) -> Any:
     if session.get_providers()[0] != PROVIDERS["cuda"]:
         raise _NoCuda("ONNX Runtime could not load its CUDA libraries", device=True)
     return session
+
+
+def _cuda_is_here() -> bool:
+    """Whether there is a device, and a runtime for it. Whether a graph runs on it, only running it tells."""
+    return PROVIDERS["cuda"] in onnxruntime.get_available_providers() and _cuda_devices() > 0
 
 
 def _cuda_devices() -> int:

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from lifelist.exporter.errors import Missing
 from lifelist.exporter.registry import Ref, Registry
-from lifelist.serving import classify, metrics
+from lifelist.serving import classify, direct, metrics
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Intake
 from lifelist.serving.classify import Parts
@@ -62,6 +62,7 @@ class Replica:
             version=live.ref.version,
             generation=live.ref.generation,
             provider=live.current.provider,
+            precision=live.current.precision,
             held=tuple(sorted(live.held)),
             behind=follower.behind,
             process_id=os.getpid(),
@@ -84,6 +85,7 @@ class Classifier:
         set_up()
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key)
+        direct.take(self.replica.app, lambda path: path == classify.PATH)
         await self.replica.follower.look()  # a swap may have gone by while it loaded
         self.following = asyncio.create_task(self.replica.follower.keep_up(options.reconcile_s))
 

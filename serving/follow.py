@@ -45,6 +45,7 @@ class Status:
     version: int
     generation: int
     provider: str
+    precision: str
     held: tuple[int, ...]
     behind: str | None  # why it does not answer by what is live, if it does not
     process_id: int
@@ -57,7 +58,9 @@ def loader(registry: Registry, options: ServingOptions, threads: int) -> Load:
     """Loads a version verified and warm. Blocks; for threads."""
 
     def load(version: int, share: Loaded | None) -> Loaded:
-        loaded = session.load(registry, version, threads=threads, provider=options.provider, share=share)
+        loaded = session.load(
+            registry, version, threads=threads, provider=options.provider, precision=options.precision, share=share
+        )
         loaded.warm((1, 2, min(8, options.max_batch), options.max_batch))
         return loaded
 

@@ -43,8 +43,8 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.live = Gauge(
-            "lifelist_live_version_info", "The version that answers.", ["version", "classes", "answer", "provider"],
-            registry=registry,
+            "lifelist_live_version_info", "The version that answers.",
+            ["version", "classes", "answer", "provider", "precision"], registry=registry,
         )  # fmt: skip
         self.held_versions = Gauge("lifelist_held_versions", "Versions in memory.", registry=registry)
         self.swap = Histogram(
@@ -58,9 +58,9 @@ class Metrics:
         """Show which version answers, and no other."""
         self.live.clear()
         manifest = loaded.manifest
-        self.live.labels(str(loaded.version), str(len(manifest.classes)), manifest.default_answer, loaded.provider).set(
-            1
-        )
+        self.live.labels(
+            str(loaded.version), str(len(manifest.classes)), manifest.default_answer, loaded.provider, loaded.precision
+        ).set(1)
 
     def answered(self, class_id: int, kind: AnswerKind) -> None:
         """Count one image's answer."""

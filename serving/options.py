@@ -22,6 +22,11 @@ class ServingOptions(BaseModel):
         pattern="^(auto|cpu|cuda)$",
         description="what runs the model: auto (cuda if it works), cpu, cuda",
     )
+    precision: str = Field(
+        default="auto",
+        pattern="^(auto|fp32)$",
+        description="arithmetic of the model: auto (int8 on a CPU, if a version was found to lose nothing by it), fp32",
+    )
     threads: int = Field(default=0, ge=0, description="threads of one model run; 0: the cores shared by the replicas")
     decode_threads: int = Field(default=2, ge=1, description="threads that decode images, in each replica")
     top_k: int = Field(default=5, ge=1, description="classes in an answer, unless the query says")

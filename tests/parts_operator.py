@@ -148,5 +148,5 @@ def play(server: Server) -> None:
     for epoch in range(1, 6):
         time.sleep(0.05)
         tell_epoch(shop, rollout, epoch, 5)
-    for state in ("export", "parity", "gate", "publish", "swap", "tidy", "done"):
+    for state in ("export", "parity", "gate", "quantise", "publish", "swap", "tidy", "done"):
         rollout = take_step(shop, rollout, state)

@@ -17,7 +17,7 @@ from parts import encoded
 
 from lifelist.deploy import examples, rollout
 from lifelist.deploy.records import Rollout
-from lifelist.deploy.settings import GateCheck, Settings
+from lifelist.deploy.settings import GateCheck, Int8Options, Settings
 from lifelist.deploy.workshop import Workshop, open_workshop
 from lifelist.training.network import NETWORKS
 from lifelist.training.options import TrainingOptions
@@ -73,7 +73,8 @@ def settings(home: Path, **changes: Any) -> Settings:
     for name in list(changes):
         if name in TrainingOptions.__dataclass_fields__:
             training[name] = changes.pop(name)
-    return Settings(**({"home": home, "gate": LENIENT, "training": TrainingOptions(**training)} | changes))  # type: ignore[arg-type]
+    usual = {"home": home, "gate": LENIENT, "training": TrainingOptions(**training), "int8": Int8Options(enabled=False)}
+    return Settings(**(usual | changes))  # type: ignore[arg-type]
 
 
 def add(workshop: Workshop, names: Sequence[str], count: int = 20) -> None:

@@ -12,6 +12,7 @@ from parts_training import TINY, few
 from pydantic import ValidationError
 
 from lifelist.deploy import base, examples, rollout
+from lifelist.deploy.settings import ExampleOptions
 from lifelist.deploy.workshop import open_workshop
 from lifelist.exporter.errors import BadSetting
 from lifelist.serving.options import ServingOptions
@@ -162,6 +163,16 @@ def test_a_base_and_an_increment_tell_before_they_train_that_no_correction_will_
         started = rollout.start(workshop, method=method)
         assert [event.data["what"] for event in workshop.store.events(started.id, kind="warning")] == warned
         workshop.store.request_cancel(started.id)
+
+
+@pytest.mark.parametrize(("method", "warned"), [("bic", ["examples.no-correction"]), ("eeil", [])])
+def test_an_increment_tells_that_nothing_is_held_out_for_a_correction(
+    tmp_path: Path, method: str, warned: list[str]
+) -> None:
+    workshop = open_workshop(settings(tmp_path, examples=ExampleOptions(holdout_share=0)))
+    add(workshop, NAMES[:2])
+    started = rollout.start(workshop, method=method)
+    assert [event.data["what"] for event in workshop.store.events(started.id, kind="warning")] == warned
 
 
 @pytest.mark.parametrize("method", METHODS)

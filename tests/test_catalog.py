@@ -19,7 +19,7 @@ from lifelist.serving.follow import Status
 from lifelist.serving.metrics import Family
 from lifelist.serving.options import ServingOptions
 
-ONE = Status("one", version=2, generation=2, provider="cpu", held=(1, 2), behind=None, process_id=1)
+ONE = Status("one", version=2, generation=2, provider="cpu", precision="fp32", held=(1, 2), behind=None, process_id=1)
 
 
 class Said:

@@ -114,7 +114,7 @@ def carry(server: Server, end: str = "done", reason: str | None = None) -> threa
         for epoch in range(1, 21):
             tell_epoch(shop, rollout, epoch, 20)
         if end == "done":
-            for state in ("export", "parity", "gate", "publish", "swap", "tidy"):
+            for state in ("export", "parity", "gate", "quantise", "publish", "swap", "tidy"):
                 rollout = take_step(shop, rollout, state)
         shop.store.move(rollout, end, {}, reason=reason, version=2 if end == "done" else None)
 
@@ -136,7 +136,8 @@ def test_an_increment_is_started_and_watched_to_its_end(run: Run, pictures: Path
         f"main: {10 * k} % of 20 epochs, classify_new {1 / (2 * k):.3f}, 100 images/s" for k in range(1, 11)
     ]
     assert [line for line in lines if line.startswith("…")] == [
-        f"… {state}" for state in ("queued", "intake", "train", "export", "parity", "gate", "publish", "swap", "tidy")
+        f"… {state}"
+        for state in ("queued", "intake", "train", "export", "parity", "gate", "quantise", "publish", "swap", "tidy")
     ]
 
 

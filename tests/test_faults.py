@@ -29,7 +29,7 @@ forks = multiprocessing.get_context("forkserver")
 forks.set_forkserver_preload(["parts_rollout", "lifelist.deploy.candidate", "lifelist.deploy.material"])
 
 REFUSING = (GateCheck(check="new_class_accuracy", limit=1.01),)
-GOOD_WAY = ("queued", "intake", "train", "export", "parity", "gate", "publish", "swap", "tidy")
+GOOD_WAY = ("queued", "intake", "train", "export", "parity", "gate", "quantise", "publish", "swap", "tidy")
 BAD_WAY = ("gate", "keep")
 
 

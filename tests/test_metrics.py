@@ -114,8 +114,8 @@ def test_the_live_version_is_one_series_for_each_replica_before_and_after_a_swap
 
     before, after = asyncio.run(story())
     name = "lifelist_live_version_info"
-    first = {"version": "1", "classes": "3", "answer": "linear", "provider": "cpu"}
-    second = {"version": "2", "classes": "5", "answer": "linear", "provider": "cpu"}
+    first = {"version": "1", "classes": "3", "answer": "linear", "provider": "cpu", "precision": "fp32"}
+    second = {"version": "2", "classes": "5", "answer": "linear", "provider": "cpu", "precision": "fp32"}
     assert {key for key in before if key[0] == name} == {
         (name, frozenset({**first, "replica": replica}.items())) for replica in ("one", "two")
     }

@@ -355,7 +355,7 @@ def test_events_come_as_they_happen_and_end_with_the_increment(client: Client, s
     threading.Thread(target=play, args=(server,)).start()
     events = list(client.events(1))
     kinds = [event.kind for event in events]
-    assert kinds == ["state"] * 3 + ["epoch"] * 5 + ["state"] * 6 + ["ended"]
+    assert kinds == ["state"] * 3 + ["epoch"] * 5 + ["state"] * 7 + ["ended"]
     assert [e.data["epoch"] for e in events if e.kind == "epoch"] == [1, 2, 3, 4, 5]
     assert events[-1].data["state"] == "done"
     ids = [event.id for event in events]

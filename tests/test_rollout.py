@@ -70,7 +70,7 @@ def test_a_new_class_goes_from_examples_to_live(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert answered(workshop, "blue") == ["blue"] * 5
     assert answered(workshop, "red") == ["red"] * 5
-    walked = ["queued", "intake", "train", "export", "parity", "gate", "publish", "swap", "tidy", "done"]
+    walked = ["queued", "intake", "train", "export", "parity", "gate", "quantise", "publish", "swap", "tidy", "done"]
     assert states(workshop.store, ended) == walked
     assert [step.state for step in workshop.store.steps(ended.id)] == walked[1:-1]
     assert ended.facts["teacher"] == 2

@@ -1,0 +1,78 @@
+"""The least that a server can be: uvicorn, a plain ASGI function, our batcher and our loading of a version. No Ray, no
+metrics, no limits: what Lifelist is measured against.
+
+    python -m lifelist.benchmarks.bare REGISTRY PORT PRECISION
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from lifelist.exporter.preprocess import Pixels, decode
+from lifelist.exporter.registry import Registry
+from lifelist.exporter.session import Ranking, load
+from lifelist.serving.batcher import Batcher
+
+
+def application(registry: str, precision: str) -> Any:
+    """Answers POST / with the best class of each image: a tensor if there is a shape in the header, else a file."""
+    found = Registry(registry)
+    ref = found.ref("live")
+    assert ref is not None
+    cores = len(os.sched_getaffinity(0))
+    loaded = load(found, ref.version, threads=cores, provider="cpu", precision=precision)
+    loaded.warm((1, 2, 8, 64))
+    names = {entry.id: entry.name for entry in loaded.manifest.classes}
+    decoders = ThreadPoolExecutor(2)
+
+    def answer(queries: Sequence[Pixels]) -> list[list[Ranking]]:
+        images = queries[0] if len(queries) == 1 else np.concatenate(queries)
+        logits, _ = loaded.run(images)
+        ranked = iter(loaded.linear(logits, 1))
+        return [[next(ranked) for _ in query] for query in queries]
+
+    batcher: Batcher[Pixels, list[Ranking]] = Batcher(answer, max_batch=64, max_queue=4096)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["method"] == "GET":
+            await _send(send, json.dumps({"process_id": os.getpid()}).encode())
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        shape = dict(scope["headers"]).get(b"x-tensor-shape")
+        if shape is not None:
+            images = np.frombuffer(body, np.uint8).reshape([int(side) for side in shape.split(b",")])
+        else:
+            loop = asyncio.get_running_loop()
+            images = (await loop.run_in_executor(decoders, decode, body, loaded.manifest.preprocess))[None]
+        rankings = await batcher.submit(images, len(images))
+        best = [ranking[0] for ranking in rankings]
+        content = [{"id": class_id, "name": names[class_id], "score": score} for class_id, score in best]
+        await _send(send, json.dumps({"images": content}, separators=(",", ":")).encode())
+
+    return app
+
+
+async def _send(send: Send, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+if __name__ == "__main__":
+    registry, port, precision = sys.argv[1:]
+    uvicorn.run(application(registry, precision), host="127.0.0.1", port=int(port), access_log=False, log_level="error")

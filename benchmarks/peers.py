@@ -1,0 +1,157 @@
+"""Other model servers as rows of the table, each installed in an environment of its own, from the package index."""
+
+import base64
+import json
+import os
+import subprocess
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from lifelist.benchmarks.contenders import Contender, Kind, Sent, raw_bytes
+from lifelist.benchmarks.models import Model
+from lifelist.exporter.errors import Failed
+from lifelist.exporter.registry import Registry
+from lifelist.exporter.session import INT8, MODEL
+
+HERE = Path(__file__).with_name("peer_servers")
+BOUNDARY = "lifelist-bench"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server as its project gives it out."""
+
+    name: str
+    package: str
+    start: Callable[[Path, int, Path], Sequence[str]]  # (its environment's bin, port, folder) → command
+    sent: Callable[[Model, Kind, Sequence[int]], Sent]
+    pattern: str
+    ready: str
+    how: str
+
+
+def _form(model: Model, kind: Kind, numbers: Sequence[int]) -> Sent:
+    parts = []
+    for number in numbers:
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{number}"\r\n'
+        parts.append(
+            head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + _image(model, kind, number) + b"\r\n"
+        )
+    body = b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+    return Sent(body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, "/classify")
+
+
+def _json(model: Model, kind: Kind, numbers: Sequence[int]) -> Sent:
+    data = [base64.b64encode(_image(model, kind, number)).decode() for number in numbers]
+    body = {"inputs": [{"name": "image", "shape": [len(data), 1], "datatype": "BYTES", "data": data}]}
+    return Sent(json.dumps(body).encode(), {"Content-Type": "application/json"}, "/v2/models/classifier/infer")
+
+
+def _image(model: Model, kind: Kind, number: int) -> bytes:
+    return model.files[number] if kind == "file" else model.pixels[number].tobytes()
+
+
+def _start_mlserver(programs: Path, port: int, folder: Path) -> Sequence[str]:
+    (folder / "settings.json").write_text(
+        json.dumps({"http_port": port, "grpc_port": port + 1, "metrics_port": port + 2, "host": "127.0.0.1",
+                    "parallel_workers": 0, "debug": False, "metrics_endpoint": None})
+    )  # fmt: skip
+    (folder / "model-settings.json").write_text(
+        json.dumps({"name": "classifier", "implementation": "ml.Classifier", "max_batch_size": 64,
+                    "max_batch_time": 0.002})
+    )  # fmt: skip
+    return [str(programs / "mlserver"), "start", str(folder)]
+
+
+PEERS = (
+    Peer(
+        name="LitServe",
+        package="litserve==0.2.19",
+        start=lambda programs, port, folder: [str(programs / "python"), str(HERE / "lit.py"), str(port)],
+        sent=raw_bytes("/predict"),
+        pattern=r'"id":%s*(%d+)',
+        ready="/health",
+        how="raw bytes",
+    ),
+    Peer(
+        name="BentoML",
+        package="bentoml==1.4.40",
+        start=lambda programs, port, folder: [
+            str(programs / "bentoml"),
+            "serve",
+            "bento:Classifier",
+            "--port",
+            str(port),
+            "--host",
+            "127.0.0.1",
+            "--working-dir",
+            str(HERE),
+        ],
+        sent=_form,
+        pattern=r'"id":%s*(%d+)',
+        ready="/readyz",
+        how="a form of files",
+    ),
+    Peer(
+        name="MLServer",
+        package="mlserver==1.7.1",
+        start=_start_mlserver,
+        sent=_json,
+        pattern=r'"data":%s*%[(%d+)',
+        ready="/v2/health/ready",
+        how="base64 in JSON",
+    ),
+)
+
+
+def contenders(folder: Path, tell: Callable[[str], None]) -> list[Contender]:
+    """All peers as rows; their environments are made in `folder` if they are not there."""
+    return [_contender(peer, _installed(peer, folder, tell)) for peer in PEERS]
+
+
+def _installed(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
+    """Where the programs of a peer's environment are. Failed, with what pip said, if it cannot be installed."""
+    place = folder / peer.package.replace("==", "-")
+    programs = place / "bin"
+    if not (place / "ready").exists():
+        tell(f"installing {peer.package} in an environment of its own")
+        venv.create(place, with_pip=True, clear=True)
+        wanted = [peer.package, "numpy", "pillow", f"onnxruntime=={version('onnxruntime-gpu')}"]
+        done = subprocess.run([programs / "pip", "install", "--quiet", *wanted], capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"{peer.package} cannot be installed: {done.stderr.strip()[-500:]}")
+        (place / "ready").touch()
+    return programs
+
+
+def _contender(peer: Peer, programs: Path) -> Contender:
+    def command(model: Model, precision: str, port: int, folder: Path) -> Sequence[str]:
+        registry = Registry(model.registry)
+        ref = registry.ref("live")
+        assert ref is not None
+        manifest = registry.manifest(ref.version)
+        (folder / "model.onnx").write_bytes(registry.read(manifest, INT8 if precision == "auto" else MODEL))
+        about = {
+            "size": manifest.preprocess.size,
+            "resize_to": manifest.preprocess.resize_to,
+            "classes": [entry.name for entry in manifest.classes],
+        }
+        (folder / "about.json").write_text(json.dumps(about))
+        return ["env", *(f"{name}={value}" for name, value in _environment(folder).items()),
+                *peer.start(programs, port, folder)]  # fmt: skip
+
+    return Contender(peer.name, command, peer.sent, peer.pattern, peer.ready, peer.how)
+
+
+def _environment(folder: Path) -> Mapping[str, str]:
+    cores = len(os.sched_getaffinity(0))
+    return {
+        "MODEL_FOLDER": str(folder),
+        "MODEL_THREADS": str(cores),
+        "MODEL_WORKERS": "1",
+        "PYTHONPATH": str(HERE),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }

@@ -1,0 +1,185 @@
+"""How fast queries are answered: beside the limit of the machine, the least that a server can be, and other servers.
+
+In each repeat every server is started anew, loaded for some seconds in each cell, and ended; then the next one. Ratios
+are taken within a repeat, and their medians over the repeats count.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lifelist.benchmarks import load, models
+from lifelist.benchmarks.contenders import Contender, Kind, started
+from lifelist.benchmarks.machine import processor
+from lifelist.benchmarks.models import Model
+from lifelist.exporter.errors import Failed
+
+RAW_BATCHES = (1, 8, 32)  # the limit is the best of these
+WARM_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is sent, by how many clients at once."""
+
+    model: str  # resnet32 or resnet18
+    precision: str  # fp32, or auto: int8
+    kind: Kind
+    images: int  # in a request
+    clients: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """How tables call it."""
+        what = {("resnet32", "file"): "PNG 32×32", ("resnet18", "file"): "JPEG 500×375"}.get(
+            (self.model, self.kind), "tensor"
+        )
+        several = f" × {self.images}" if self.images > 1 else ""
+        return f"{self.model} {'int8' if self.precision == 'auto' else 'fp32'}, {what}{several}"
+
+
+CASES = (
+    Case("resnet32", "fp32", "tensor", 1, (1, 8, 32, 64)),
+    Case("resnet32", "fp32", "tensor", 32, (4,)),
+    Case("resnet32", "fp32", "file", 1, (8, 32)),
+    Case("resnet18", "fp32", "file", 1, (1, 8, 32)),
+    Case("resnet18", "auto", "file", 1, (1, 8, 32)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is to be measured."""
+
+    contenders: Sequence[Contender]
+    cases: Sequence[Case] = CASES
+    repeats: int = 3
+    seconds: float = 5.0  # of load in each cell
+    folder: Path | None = None  # where models are kept; unless given, for this once
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one server did in one cell, over the repeats."""
+
+    contender: str
+    case: str
+    clients: int
+    images_per_second: list[float] = field(default_factory=list)
+    p50_ms: list[float] = field(default_factory=list)
+    p99_ms: list[float] = field(default_factory=list)
+    errors: list[int] = field(default_factory=list)
+    generator_cores: list[float] = field(default_factory=list)
+
+
+def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Everything that the page and the line of JSON say."""
+    load.wrk()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = asked.folder or Path(temporary)
+        made = {name: getattr(models, name)(folder) for name in sorted({case.model for case in asked.cases})}
+        cells: dict[tuple[str, str, int], Cell] = {}
+        raw: dict[str, list[dict[str, Any]]] = {case.name: [] for case in asked.cases}
+        for repeat in range(asked.repeats):
+            for model, precision in dict.fromkeys((case.model, case.precision) for case in asked.cases):
+                cases = [case for case in asked.cases if (case.model, case.precision) == (model, precision)]
+                for case in cases:
+                    raw[case.name].append(_limit(made[model], case, asked.seconds))
+                    tell(
+                        f"repeat {repeat + 1}: {case.name}, raw: "
+                        f"{raw[case.name][-1]['images_per_second']:,.0f} images/s"
+                    )
+                for contender in asked.contenders:
+                    with started(contender, made[model], precision) as url:
+                        for case in cases:
+                            for clients in case.clients:
+                                found = _loaded(url, contender, made[model], case, clients, repeat, asked.seconds, raw)
+                                key = contender.name, case.name, clients
+                                cell = cells.setdefault(key, Cell(*key))
+                                _note(cell, found, case)
+                                tell(
+                                    f"repeat {repeat + 1}: {case.name}, {clients} clients, {contender.name}: "
+                                    f"{cell.images_per_second[-1]:,.0f} images/s, p50 {found.p50_ms:.1f} ms, "
+                                    f"p99 {found.p99_ms:.1f} ms, {found.errors} errors"
+                                )
+    return {
+        "bench": "serving",
+        "cells": [vars_of(cell) for cell in cells.values()],
+        "raw": raw,
+        "how": {contender.name: contender.how for contender in asked.contenders},
+        "repeats": asked.repeats,
+        "seconds": asked.seconds,
+        "machine": {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"},
+    }
+
+
+def vars_of(cell: Cell) -> dict[str, Any]:
+    """A cell as JSON holds it."""
+    return {name: getattr(cell, name) for name in cell.__slots__}
+
+
+def _limit(model: Model, case: Case, seconds: float) -> dict[str, Any]:
+    """What ONNX Runtime does alone, in a process of its own: the best over batch sizes and ways to use the cores."""
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = []
+        for number, data in enumerate(model.files):
+            path = Path(temporary) / str(number)
+            path.write_bytes(data)
+            paths.append(str(path))
+        batches = (case.images,) if case.images > 1 else RAW_BATCHES
+        found = [_raw(model, case, batch, seconds / len(batches), paths) for batch in batches]
+    return max(found, key=lambda one: float(one["images_per_second"]))
+
+
+def _raw(model: Model, case: Case, batch: int, seconds: float, paths: Sequence[str]) -> dict[str, Any]:
+    words = [model.registry, case.precision, case.kind, str(batch), str(max(1.0, seconds / 2)), *paths]
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    command = [sys.executable, "-m", "lifelist.benchmarks.raw", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise Failed(f"raw ONNX Runtime ended with {done.returncode}: {done.stderr.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found | {"batch": batch}
+
+
+def _loaded(
+    url: str,
+    contender: Contender,
+    model: Model,
+    case: Case,
+    clients: int,
+    repeat: int,
+    seconds: float,
+    raw: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> load.Load:
+    """Some seconds of load, after a warm-up; each answer must name the class that raw ONNX Runtime names."""
+    numbers = [(repeat + k) % models.IMAGES for k in range(case.images)]
+    sent = contender.sent(model, case.kind, numbers)
+    expected = [raw[case.name][-1]["classes"][number] for number in numbers]
+    for took in (WARM_S, seconds):
+        found = load.run(
+            url + sent.path, sent.body, sent.headers,
+            clients=clients, seconds=took, pattern=contender.pattern, expected=expected,
+        )  # fmt: skip
+    return found
+
+
+def _note(cell: Cell, found: load.Load, case: Case) -> None:
+    cell.images_per_second.append(found.requests_per_second * case.images)
+    cell.p50_ms.append(found.p50_ms)
+    cell.p99_ms.append(found.p99_ms)
+    cell.errors.append(found.errors)
+    cell.generator_cores.append(found.generator_cores)
+
+
+def median(values: Sequence[float]) -> float:
+    """The middle one."""
+    return statistics.median(values)

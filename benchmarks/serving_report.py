@@ -1,0 +1,144 @@
+"""What `lifelist bench serving` shows: tables for the terminal and the page, a picture, and the line of ratios."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from lifelist.benchmarks.accuracy_report import figure, markdown
+from lifelist.benchmarks.contenders import BARE, LIFELIST
+
+Facts = Mapping[str, Any]  # what serving.measure found
+TITLES = ("server", "clients", "images/s", "least … most", "of raw", "p50 ms", "p99 ms", "errors", "generator's cores")
+R32, R32_BATCH = "resnet32 fp32, tensor", "resnet32 fp32, tensor × 32"
+R18, R18_INT8 = "resnet18 fp32, JPEG 500×375", "resnet18 int8, JPEG 500×375"
+
+
+def line(facts: Facts) -> dict[str, float]:
+    """The ratios that the bars are about, each the median over the repeats; of several counts of clients the worst."""
+    peers = {cell["contender"] for cell in facts["cells"]} - {BARE.name, LIFELIST.name}
+    found = {
+        "resnet18_fp32_of_raw": _of_raw(facts, R18, least=8),
+        "resnet18_int8_of_raw": _of_raw(facts, R18_INT8, least=8),
+        "resnet32_of_uvicorn": _worst(
+            _ratio(facts, R32, clients, BARE.name) for clients in _clients(facts, R32) if clients > 1
+        ),
+        "resnet32_of_best_peer": _worst(
+            min(_ratio(facts, R32, clients, peer) for peer in peers)
+            for clients in _clients(facts, R32)
+            if peers and clients > 1
+        ),
+        "batch32_of_raw": _of_raw(facts, R32_BATCH),
+        "lone_client_latency_of_uvicorn": _latency(facts, R32),
+    }
+    return {name: round(value, 3) for name, value in found.items() if value is not None}
+
+
+def _worst(ratios: Iterator[float]) -> float | None:
+    return min(ratios, default=None)
+
+
+def _clients(facts: Facts, case: str) -> list[int]:
+    return sorted({cell["clients"] for cell in facts["cells"] if cell["case"] == case})
+
+
+def _cell(facts: Facts, case: str, clients: int, contender: str) -> Mapping[str, Any]:
+    wanted = (contender, case, clients)
+    return next(c for c in facts["cells"] if (c["contender"], c["case"], c["clients"]) == wanted)
+
+
+def _ratio(facts: Facts, case: str, clients: int, other: str) -> float:
+    """Ours to another's images/s: the median of the repeats' ratios."""
+    pair = [_cell(facts, case, clients, name)["images_per_second"] for name in (LIFELIST.name, other)]
+    return float(median(a / b for a, b in zip(*pair, strict=True)))
+
+
+def _of_raw(facts: Facts, case: str, least: int = 1) -> float | None:
+    limits = [found["images_per_second"] for found in facts["raw"].get(case, [])]
+    return _worst(
+        median(a / b for a, b in zip(_cell(facts, case, k, LIFELIST.name)["images_per_second"], limits, strict=True))
+        for k in _clients(facts, case)
+        if k >= least
+    )
+
+
+def _latency(facts: Facts, case: str) -> float | None:
+    if 1 not in _clients(facts, case):
+        return None
+    pair = [_cell(facts, case, 1, name)["p50_ms"] for name in (LIFELIST.name, BARE.name)]
+    return float(median(a / b for a, b in zip(*pair, strict=True)))
+
+
+def rows(facts: Facts, case: str) -> list[tuple[str, ...]]:
+    """A line for the limit, and one for each server and count of clients."""
+    limits = [found["images_per_second"] for found in facts["raw"][case]]
+    way = facts["raw"][case][-1]
+    found = [_row(f"raw ONNX Runtime ({way['way']}, batch {way['batch']})", "", limits, limits)]
+    for cell in (c for c in facts["cells"] if c["case"] == case):
+        rest = (
+            f"{median(cell['p50_ms']):.1f}", f"{median(cell['p99_ms']):.1f}", str(sum(cell["errors"])),
+            f"{median(cell['generator_cores']):.2f}",
+        )  # fmt: skip
+        row = _row(cell["contender"], str(cell["clients"]), cell["images_per_second"], limits)
+        found.append((*row[: -len(rest)], *rest))
+    return found
+
+
+def _row(name: str, clients: str, rates: Sequence[float], limits: Sequence[float]) -> tuple[str, ...]:
+    share = median(a / b for a, b in zip(rates, limits, strict=True))
+    spread = f"{min(rates):,.0f} … {max(rates):,.0f}"
+    return name, clients, f"{median(rates):,.0f}", spread, f"{share:.2f}", "", "", "", ""
+
+
+def page(facts: Facts, picture: str, command: str) -> str:
+    """Everything, in Markdown. picture: file name beside the page."""
+    return "\n".join(_page(facts, picture, command)) + "\n"
+
+
+def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
+    machine = facts["machine"]
+    yield "# Speed of serving"
+    yield ""
+    yield (
+        f"Images answered each second, median of {facts['repeats']} interleaved repeats of {facts['seconds']:g} s a "
+        "cell, each server started anew for each. The limit is ONNX Runtime in a loop on the same cores, decoding "
+        "included. Every answer was held against the limit's: an error is an answer of another status or class. The "
+        "load comes from wrk on the same cores, whose own use of them is shown; top class only, in JSON."
+    )
+    yield ""
+    yield from markdown(("ratio", ""), [(name, f"{value:.2f}") for name, value in line(facts).items()])
+    yield ""
+    yield f"![Images each second]({picture})"
+    for case in facts["raw"]:
+        yield ""
+        yield f"## {case}"
+        yield ""
+        yield from markdown(TITLES, rows(facts, case))
+    yield ""
+    yield "How images travel: " + "; ".join(f"{name}, {how}" for name, how in facts["how"].items()) + "."
+    yield ""
+    yield f"By `{command}`, {machine['date']}, {machine['cores']} cores of {machine['processor']}, no GPU."
+
+
+def rates_picture(path: Path, facts: Facts) -> None:
+    """A group of bars for each case, as shares of the limit."""
+    cases = list(facts["raw"])
+    plot, axes = figure(3.2 * len(cases), 4, columns=len(cases))
+    for case, axis in zip(cases, np.atleast_1d(axes), strict=True):
+        limits = [found["images_per_second"] for found in facts["raw"][case]]
+        most = max(_clients(facts, case))
+        names = [c["contender"] for c in facts["cells"] if (c["case"], c["clients"]) == (case, most)]
+        shares = [
+            [a / b for a, b in zip(_cell(facts, case, most, name)["images_per_second"], limits, strict=True)]
+            for name in names
+        ]
+        middle = [median(found) for found in shares]
+        error = [[m - min(s) for m, s in zip(middle, shares, strict=True)],
+                 [max(s) - m for m, s in zip(middle, shares, strict=True)]]  # fmt: skip
+        axis.bar(names, middle, yerr=error, color=["#1f77b4" if name == LIFELIST.name else "#b0b0b0" for name in names])
+        axis.axhline(1, color="black", linewidth=1)
+        axis.set(title=f"{case}\n{most} clients", ylabel="of raw ONNX Runtime", ylim=(0, 1.1))
+        axis.tick_params(axis="x", rotation=45)
+    plot.savefig(path)

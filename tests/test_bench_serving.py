@@ -1,0 +1,173 @@
+"""Measuring a server: load whose every answer is read, swaps that are watched, and the ratios that come of them."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from lifelist.benchmarks import index_report, index_size, load, serving_report, swaps
+from lifelist.benchmarks.swaps import Answered, Swap
+from lifelist.exporter.errors import Missing
+
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers each request by what `says` gives for its number."""
+
+    protocol_version = "HTTP/1.1"
+    number = 0
+    lock = threading.Lock()
+    says: Any = None
+
+    def do_POST(self) -> None:
+        assert self.rfile.read(int(self.headers["Content-Length"])) == b"body"
+        with Handler.lock:
+            Handler.number += 1
+            status, content = Handler.says(Handler.number)
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the generator hangs up at its end
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+def loaded(url: str, says: Any, **options: Any) -> load.Load:
+    Handler.number, Handler.says = 0, staticmethod(says)
+    asked: dict[str, Any] = {"clients": 2, "seconds": 1, "pattern": r'"id": (%d+)', "expected": [7, 8]} | options
+    return load.run(url, b"body", {"X-Name": "value"}, **asked)
+
+
+RIGHT = (200, {"classes": [{"id": 7}, {"id": 8}]})
+
+
+@needs_wrk
+def test_every_answer_of_a_load_is_read(url: str) -> None:
+    found = loaded(url, lambda n: RIGHT)
+    assert found.errors == 0
+    assert found.requests == pytest.approx(Handler.number, abs=3)  # those under way at the end
+    assert 0 < found.p50_ms <= found.p99_ms < 1000
+    assert 0 < found.generator_cores < 1.1
+
+
+@needs_wrk
+@pytest.mark.parametrize(
+    "wrong", [(200, {"classes": [{"id": 8}, {"id": 7}]}), (200, {"classes": [{"id": 7}]}), (503, {"error": "busy"})]
+)
+def test_an_answer_of_another_class_or_status_is_an_error(url: str, wrong: tuple[int, Any]) -> None:
+    found = loaded(url, lambda n: wrong if n % 10 == 0 else RIGHT)
+    assert found.errors == pytest.approx(Handler.number // 10, abs=3)
+
+
+@needs_wrk
+def test_a_load_can_be_held_to_a_rate(url: str) -> None:
+    found = loaded(url, lambda n: RIGHT, rate=100, clients=4, seconds=3)
+    assert 20 < found.requests_per_second < 150  # without a rate it is a thousand, on a busy machine too
+
+
+def test_without_the_generator_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Missing, match="apt-get install wrk"):
+        load.wrk()
+
+
+def test_answers_are_held_against_the_swaps_that_they_met() -> None:
+    swap = [Swap(10.0, 10.5, before=1, after=2), Swap(20.0, 20.5, before=2, after=3)]
+    answered = [
+        *[Answered(1 + k / 100, 1.01 + k / 100, 1, True) for k in range(99)],  # outside: 10 ms each
+        Answered(10.0, 10.03, 1, True),  # inside: 30 ms
+        Answered(10.52, 10.55, 1, True),  # by the old version, within the 50 ms that are allowed
+        Answered(10.56, 10.59, 1, True),  # and after them: stale
+        Answered(12.0, 12.01, 2, False),  # not what version 2 says
+        Answered(19.99, 20.02, 3, True),  # begun before, and answered by the new one: well
+        Answered(13.0, 13.01, 0, False),  # failed
+    ]
+    found = swaps.figures(answered, swap)
+    assert found["swaps"] == 2
+    assert found["answers"] == len(answered)
+    assert found["failed_requests"] == 1
+    assert found["mixed_answers"] == 1
+    assert found["stale_answers"] == 1
+    assert found["p99_ratio"] == pytest.approx(3.0, abs=0.01)
+    assert found["swap_seconds"] == 0.5
+
+
+def cell(contender: str, case: str, clients: int, rates: list[float], p50: float = 1.0) -> dict[str, Any]:
+    return {
+        "contender": contender, "case": case, "clients": clients, "images_per_second": rates,
+        "p50_ms": [p50] * 3, "p99_ms": [2.0] * 3, "errors": [0, 0, 1], "generator_cores": [0.1] * 3,
+    }  # fmt: skip
+
+
+FACTS: dict[str, Any] = {
+    "cells": [
+        cell("Lifelist", serving_report.R32, 1, [50, 50, 50], p50=1.2),
+        cell("bare uvicorn", serving_report.R32, 1, [60, 60, 60]),
+        cell("a peer", serving_report.R32, 1, [20, 20, 20]),
+        cell("Lifelist", serving_report.R32, 8, [100, 60, 95]),
+        cell("bare uvicorn", serving_report.R32, 8, [100, 100, 100]),
+        cell("a peer", serving_report.R32, 8, [50, 50, 50]),
+        cell("Lifelist", serving_report.R18, 1, [1, 1, 1]),
+        cell("Lifelist", serving_report.R18, 8, [18, 18, 18]),
+        cell("Lifelist", serving_report.R18, 32, [17, 17, 17]),
+    ],
+    "raw": {
+        serving_report.R32: [{"images_per_second": 200, "way": "2 sessions × 1 thread", "batch": 8}] * 3,
+        serving_report.R18: [{"images_per_second": 20, "way": "2 sessions × 1 thread", "batch": 8}] * 3,
+    },
+    "how": {"a peer": "base64 in JSON"},
+    "repeats": 3,
+    "seconds": 5.0,
+    "machine": {"cores": 2, "processor": "Some CPU", "date": "2026-01-01"},
+}
+
+
+def test_the_line_has_the_median_of_ratios_and_of_clients_the_worst() -> None:
+    assert serving_report.line(FACTS) == {
+        "resnet18_fp32_of_raw": 0.85,  # one lone client does not count
+        "resnet32_of_uvicorn": 0.95,
+        "resnet32_of_best_peer": 1.9,
+        "lone_client_latency_of_uvicorn": 1.2,
+    }
+
+
+def test_the_page_shows_every_cell(tmp_path: Any) -> None:
+    text = serving_report.page(FACTS, "rates.png", "lifelist bench serving")
+    assert "| Lifelist | 8 | 95 | 60 … 100 | 0.47 | 1.0 | 2.0 | 1 | 0.10 |" in text
+    assert "| raw ONNX Runtime (2 sessions × 1 thread, batch 8) |  | 200 | 200 … 200 | 1.00 |" in text
+    assert "a peer, base64 in JSON" in text
+    serving_report.rates_picture(tmp_path / "rates.png", FACTS)
+    assert (tmp_path / "rates.png").stat().st_size > 5000
+
+
+def test_from_few_classes_to_many_everything_is_measured(tmp_path: Any) -> None:
+    said: list[str] = []
+    facts = index_size.measure(index_size.Asked(counts=(10, 2000), dim=16), said.append)
+    few, many = facts["rows"]
+    assert len(said) == 2
+    assert few["graph"]["recall_1"] == 1.0
+    assert many["graph"]["recall_1"] > 0.95
+    assert many["exact"]["bytes"] > 2000 * 16 * 4
+    assert many["linear"]["bytes"] == 2000 * 16 * 4
+    assert facts["chosen"] == {"10": "exact", "2000": "exact"}
+    text = index_report.page(facts, "index.png", "lifelist bench index")
+    assert "| 2,000 | exact |" in text
+    index_report.curves(tmp_path / "index.png", facts)
+    assert (tmp_path / "index.png").stat().st_size > 5000
