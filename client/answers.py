@@ -242,6 +242,17 @@ class Parity(TypedDict):
     max_abs_embedding_difference: float | None
 
 
+class Int8(TypedDict):
+    """How well the graph in 8 bits answers beside the one in fp32, on gate images; answers: by kind of answer."""
+
+    used: bool
+    images: int
+    loss: float
+    class_loss: float
+    answers: Json
+    message: str
+
+
 class Check(TypedDict):
     """One line of the gate."""
 
@@ -291,6 +302,7 @@ class ReplicaStatus(TypedDict):
     version: int
     generation: int
     provider: str
+    precision: str
     held: list[int]
     behind: str | None
     process_id: int

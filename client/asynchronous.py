@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import httpx
 
-from lifelist.client import images, routes, wire
+from lifelist.client import routes, wire
 from lifelist.client.answers import (
     ENDED,
     Added,
@@ -26,7 +26,7 @@ from lifelist.client.answers import (
     Versions,
 )
 from lifelist.client.errors import Unavailable
-from lifelist.client.images import Images, OnSent
+from lifelist.client.images import QUERY_BYTES, UPLOAD_BYTES, Images, OnSent, batches, each, labelled, unfolded
 from lifelist.client.wire import Call, Event, Found, Lines, Request, T, Watch
 
 
@@ -62,24 +62,24 @@ class AsyncClient:
 
     # ------------------------------------------------------------------------------------------------ queries
 
-    async def classify(self, images_: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
+    async def classify(self, images: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
         """The classes of each image, best first; one query, and one version answers it."""
-        return await self._send(routes.classify(list(images.each(images_)), top_k, answer))
+        return await self._send(routes.classify(list(each(images)), top_k, answer))
 
     async def classify_many(
         self,
-        images_: Images,
+        images: Images,
         top_k: int | None = None,
         answer: str | None = None,
         *,
         batch: int = 64,
-        batch_bytes: int = images.QUERY_BYTES,
+        batch_bytes: int = QUERY_BYTES,
         concurrency: int = 4,
     ) -> AsyncIterator[Named]:
         """The classes of any number of images, in order; at most `concurrency` queries are under way at once."""
         under_way: deque[asyncio.Task[Classified]] = deque()
         try:
-            for some in images.batches(images_, batch, batch_bytes):
+            for some in batches(images, batch, batch_bytes):
                 if len(under_way) == concurrency:
                     for one in routes.named(await under_way.popleft()):
                         yield one
@@ -129,24 +129,22 @@ class AsyncClient:
     async def add_examples(
         self,
         name: str,
-        images_: Images,
+        images: Images,
         on_sent: OnSent | None = None,
         *,
         batch: int = 1000,
-        batch_bytes: int = images.UPLOAD_BYTES,
+        batch_bytes: int = UPLOAD_BYTES,
     ) -> Added:
         """Give a class examples: what became of each. A path may be a folder."""
         found = [
             await self._send(routes.add_examples(name, some, on_sent))
-            for some in images.batches(images.unfolded(images_), batch, batch_bytes)
+            for some in batches(unfolded(images), batch, batch_bytes)
         ]
         return routes.together(found)
 
     async def add_folder(self, folder: str | Path, on_sent: OnSent | None = None) -> list[Added]:
         """Give the classes that a folder has folders of their images, or that a folder of images is named after."""
-        return [
-            await self.add_examples(name, files, on_sent) for name, files in images.labelled([Path(folder)]).items()
-        ]
+        return [await self.add_examples(name, files, on_sent) for name, files in labelled([Path(folder)]).items()]
 
     async def start_increment(
         self, classes: Sequence[str | int] | None = None, method: str | None = None, key: str | None = None

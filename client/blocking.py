@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import httpx
 
-from lifelist.client import images, routes, wire
+from lifelist.client import routes, wire
 from lifelist.client.answers import (
     ENDED,
     Added,
@@ -25,7 +25,7 @@ from lifelist.client.answers import (
     Versions,
 )
 from lifelist.client.errors import Unavailable
-from lifelist.client.images import Images, OnSent
+from lifelist.client.images import QUERY_BYTES, UPLOAD_BYTES, Images, OnSent, batches, each, labelled, unfolded
 from lifelist.client.wire import Call, Event, Found, Lines, Request, T, Watch
 
 
@@ -69,28 +69,28 @@ class Client:
 
     # ------------------------------------------------------------------------------------------------ queries
 
-    def classify(self, images_: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
+    def classify(self, images: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
         """The classes of each image, best first; one query, and one version answers it.
 
-        images_: one or many of: a path, bytes, (name, bytes), uint8 pixels H×W×3, a PIL image; or pixels N×H×W×3.
+        images: one or many of: a path, bytes, (name, bytes), uint8 pixels H×W×3, a PIL image; or pixels N×H×W×3.
         answer: "linear" or "nearest_mean"; unless given, what the live version says.
         """
-        return self._send(routes.classify(list(images.each(images_)), top_k, answer))
+        return self._send(routes.classify(list(each(images)), top_k, answer))
 
     def classify_many(
         self,
-        images_: Images,
+        images: Images,
         top_k: int | None = None,
         answer: str | None = None,
         *,
         batch: int = 64,
-        batch_bytes: int = images.QUERY_BYTES,
+        batch_bytes: int = QUERY_BYTES,
     ) -> Iterator[Named]:
         """The classes of any number of images, in order, each with the version that answered.
 
         At most `batch` images, and about `batch_bytes`, go in one query.
         """
-        for some in images.batches(images_, batch, batch_bytes):
+        for some in batches(images, batch, batch_bytes):
             yield from routes.named(self._send(routes.classify(some, top_k, answer)))
 
     def classes(self) -> Classes:
@@ -130,11 +130,11 @@ class Client:
     def add_examples(
         self,
         name: str,
-        images_: Images,
+        images: Images,
         on_sent: OnSent | None = None,
         *,
         batch: int = 1000,
-        batch_bytes: int = images.UPLOAD_BYTES,
+        batch_bytes: int = UPLOAD_BYTES,
     ) -> Added:
         """Give a class examples: what became of each. A path may be a folder.
 
@@ -143,13 +143,13 @@ class Client:
         """
         found = [
             self._send(routes.add_examples(name, some, on_sent))
-            for some in images.batches(images.unfolded(images_), batch, batch_bytes)
+            for some in batches(unfolded(images), batch, batch_bytes)
         ]
         return routes.together(found)
 
     def add_folder(self, folder: str | Path, on_sent: OnSent | None = None) -> list[Added]:
         """Give the classes that a folder has folders of their images, or that a folder of images is named after."""
-        return [self.add_examples(name, files, on_sent) for name, files in images.labelled([Path(folder)]).items()]
+        return [self.add_examples(name, files, on_sent) for name, files in labelled([Path(folder)]).items()]
 
     def start_increment(
         self, classes: Sequence[str | int] | None = None, method: str | None = None, key: str | None = None

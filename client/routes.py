@@ -23,6 +23,7 @@ from lifelist.client.answers import (
 )
 from lifelist.client.images import Image, OnSent
 from lifelist.client.wire import Request, T, json_object
+from lifelist.exporter.errors import BadInput
 
 UPLOAD_S = 600  # seconds that an upload may take at each step: a model embeds its images before it is answered
 
@@ -89,7 +90,9 @@ def add_examples(name: str, some: Sequence[Image], on_sent: OnSent | None) -> Re
 
 
 def together(answers: Sequence[Added]) -> Added:
-    """The answers to several uploads of one class, as if there had been one."""
+    """The answers to several uploads of one class, as if there had been one. BadInput if there was none."""
+    if not answers:
+        raise BadInput("there is no image to add; give at least one")
     found = answers[-1].copy()
     found["examples"] = [example for one in answers for example in one["examples"]]
     found["accepted"] = sum(one["accepted"] for one in answers)

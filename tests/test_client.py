@@ -185,9 +185,11 @@ def test_what_is_no_image_is_refused_before_anything_is_sent(image: Any, said: s
         client.classify(image)
 
 
-def test_no_image_at_all_is_refused() -> None:
-    with Client("http://127.0.0.1:1") as client, pytest.raises(BadInput, match="no image"):
-        client.classify([])
+@with_both
+@pytest.mark.parametrize(("method", "arguments"), [("classify", [[]]), ("add_examples", ["wren", []])])
+def test_no_image_at_all_is_refused(ask: Ask, method: str, arguments: list[Any]) -> None:
+    with pytest.raises(BadInput, match="there is no image"):
+        ask("http://127.0.0.1:1", method, *arguments)
 
 
 def test_a_pil_image_goes_as_a_person_sees_it() -> None:

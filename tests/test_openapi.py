@@ -28,7 +28,7 @@ from schemathesis.engine import events, from_schema
 
 from lifelist import Client
 
-REQUESTS = 12  # generated for each route, beside those that follow from the description's limits and examples
+REQUESTS = 8  # generated for each route, beside those that follow from the description's limits and examples
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def loaded(server: Server, answer: str, requests: int, *phases: str) -> Any:
     """What the server says of itself, as schemathesis reads it; half of what it makes up is turned to what exists."""
     config = schemathesis.Config(seed=1)
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config)
-    schema.config.update(continue_on_failure=True, request_timeout=20)
+    schema.config.update(continue_on_failure=True, request_timeout=60)
     schema.config.generation.update(max_examples=requests, deterministic=True)
     schema.config.phases.update(phases=["examples", "coverage", "fuzzing", *phases])
     schema.config.checks.update(excluded_check_names=["positive_data_acceptance"])  # no description tells an image
