@@ -242,17 +242,6 @@ class Parity(TypedDict):
     max_abs_embedding_difference: float | None
 
 
-class Int8(TypedDict):
-    """How well the graph in 8 bits answers beside the one in fp32, on gate images; answers: by kind of answer."""
-
-    used: bool
-    images: int
-    loss: float
-    class_loss: float
-    answers: Json
-    message: str
-
-
 class Check(TypedDict):
     """One line of the gate."""
 
@@ -276,6 +265,7 @@ class Version(TypedDict):
     default_answer: Literal["linear", "nearest_mean"]
     preprocess: Preprocess
     classes: list[KnownClass]
+    former: list[KnownClass]  # retired or merged, and without row and mean by now
     files: list[File]
     bias: BiasCorrection | None
     parity: Parity | None
