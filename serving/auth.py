@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Iterator
 
 from starlette.requests import Request
 from starlette.routing import compile_path
@@ -89,12 +90,16 @@ def _roles(text: str) -> Rule:
 
 @functools.cache
 def _exact() -> dict[tuple[str, str], Rule]:
-    rows = [(*route.split(" "), _roles(text)) for route, text in ACCESS.items() if "{" not in route]
-    return {(method, path): roles for method, path, roles in rows}
+    return {(method, path): roles for method, path, roles in _rows() if "{" not in path}
 
 
 @functools.cache
 def _patterns() -> list[tuple[str, "re.Pattern[str]", Rule]]:
     """The routes with a part that varies, as Starlette itself matches them."""
-    rows = [(*route.split(" "), _roles(text)) for route, text in ACCESS.items() if "{" in route]
-    return [(method, compile_path(path)[0], roles) for method, path, roles in rows]
+    return [(method, compile_path(path)[0], roles) for method, path, roles in _rows() if "{" in path]
+
+
+def _rows() -> Iterator[tuple[str, str, Rule]]:
+    for route, text in ACCESS.items():
+        method, _, path = route.partition(" ")
+        yield method, path, _roles(text)
