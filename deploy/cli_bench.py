@@ -263,6 +263,30 @@ def _command(folder: Path | None) -> str:
     return shlex.join(["lifelist", *("FOLDER" if word == str(folder) else word for word in sys.argv[1:])])
 
 
+@bench.command()
+@click.option("--minutes", type=click.IntRange(1), default=60, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the picture and results.json go.")
+@json_option
+@click.pass_obj
+def soak(resolved: Resolved, minutes: int, folder: Path | None, as_json: bool) -> int:
+    """Serve the digits at half load with a swap in each minute: failures, memory and latency by minute.
+
+    Starts a server of its own in a new folder, at serving.port. Makes a picture and results.json. The last line is one
+    of JSON; the exit code is 1 if anything failed.
+    """
+    from lifelist.deploy.soak import run
+
+    place = folder or resolved.settings.home / "bench" / "soak"
+    facts = run(resolved.settings, minutes, place, note)
+    if not as_json:
+        titles = ["minute", "answers", "failures", "p50 ms", "p99 ms", "MiB"]
+        names = ("number", "answers", "failures", "p50_ms", "p99_ms")
+        rows = [(*(row[name] for name in names), round(row["memory_bytes"] / 2**20)) for row in facts["rows"]]
+        click.echo("\n".join([table(titles, rows), "", f"The picture: {place / 'soak.png'}", ""]))
+    click.echo(json.dumps({name: value for name, value in facts.items() if name != "rows"}))
+    return 1 if facts["failures"] else 0
+
+
 class _Shown:
     """Shows the events of one run after the other, or of several at a time."""
 

@@ -24,6 +24,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 MARK = "# narrowed by Lifelist\n"
@@ -53,6 +54,10 @@ CLASSIFIER = "/v1/classify"  # its route prefix: Ray lets nothing else in to a r
 # Ray has a client name one of the two applications, and only this one has methods
 TO_CLASSIFIER = "    http-request set-header application classifier\n"
 QUERIES = r"^/v2/models/[^/]+(/versions/[^/]+)?/infer$"
+# Ray reads some headers as UTF-8, and answers 500 if they are not; one of them would make it deaf to clients that leave
+HEADERS = r"""    http-request del-header x-request-disconnect-disabled
+    http-request return {} if {{ req.hdrs -m reg '[\x80-\xff]' }}
+"""
 # only a request that HAProxy has whole can be sent again; without the first line it would not wait for the body
 ASK_AGAIN = "    option http-buffer-request\n    timeout http-request {}s\n    retry-on conn-failure empty-response\n"
 
@@ -71,7 +76,8 @@ def narrowed(config: str, folder: Path, head_s: int, body_s: int) -> str:
     config = _once(config, r"(frontend prometheus\n\s*bind )(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(listen stats\n\s*bind )\*(?=:\d+)", r"\g<1>127.0.0.1")
     config = _once(config, r"(?:    errorfile \d+ \S+\n)+", _errors(folder, head_s))
-    config = _once(config, r"(\nfrontend http_frontend\n\s*bind \S+\n)", r"\1" + _ray_errors() + _queries())
+    ours = _headers() + _ray_errors() + _queries()
+    config = _once(config, r"\nfrontend http_frontend\n\s*bind \S+\n", lambda found: found[0] + ours)
     config = _once(
         config,
         r"(backend default_backend\n\s*http-request return) status 404 [^\n]*",
@@ -113,7 +119,7 @@ def main(arguments: list[str]) -> None:
     os.execv(binary, [binary, *rest])
 
 
-def _once(config: str, pattern: str, replacement: str) -> str:
+def _once(config: str, pattern: str, replacement: str | Callable[[re.Match[str]], str]) -> str:
     config, count = re.subn(pattern, replacement, config)
     if count != 1:
         raise ValueError(f"Ray's HAProxy configuration has {count} places like {pattern!r}; one was expected")
@@ -123,6 +129,10 @@ def _once(config: str, pattern: str, replacement: str) -> str:
 def _errors(folder: Path, head_s: int) -> str:
     lines = [f"    errorfile {status} {folder / f'{status}.http'}\n" for status in HAPROXY_SAYS]
     return "".join([f"    timeout http-request {head_s}s\n", *lines])
+
+
+def _headers() -> str:
+    return HEADERS.format(_returned(400, "a header has characters beyond ASCII; send it without, or encoded"))
 
 
 def _ray_errors() -> str:

@@ -130,6 +130,8 @@ ROWS = [
         "the request cannot be read: its method, its path or a header is none that HTTP knows"),
     Bad("WebSocket", "GET", "/v1/classes", 403, "there are no WebSockets here; send a plain HTTP request, see /docs",
         {"headers": WEB_SOCKET}),
+    Bad("header beyond ASCII", "GET", "/v1/classes", 400,
+        "a header has characters beyond ASCII; send it without, or encoded", {"headers": {"X-Request-ID": b"\xff"}}),
     Bad("unknown parameter", "GET", "/v1/classes?x=1", 400,
         "there is no parameter 'x'; GET /v1/classes has none"),
     Bad("unknown parameter", "GET", "/v1/versions/1?classes", 400,

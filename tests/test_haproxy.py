@@ -131,6 +131,10 @@ def test_narrowing_twice_is_narrowing_once(config: Path) -> None:
     assert narrowed(config) == once
 
 
+def test_a_header_that_would_stop_ray_from_hearing_a_client_leave_does_not_reach_it(config: Path) -> None:
+    assert "http-request del-header x-request-disconnect-disabled" in narrowed(config)
+
+
 def test_bodies_are_not_spliced_for_else_it_misses_clients_that_leave(config: Path) -> None:
     assert "splice-request" in config.read_text()
     assert "splice-request" not in narrowed(config)

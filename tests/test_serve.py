@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(300)
 def play(server: Server, story: str, *versions: int) -> Any:
     """A story of tests/driver.py, in a process that is connected to the server's Ray."""
     command = [sys.executable, str(Path(__file__).with_name("driver.py")), str(server.home), story, *map(str, versions)]
-    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # as the server's
     ran = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout.strip().splitlines()[-1])
