@@ -9,8 +9,8 @@ from typing import Any
 
 from lifelist.benchmarks import soak
 from lifelist.benchmarks.fuzz_inputs import photographs
-from lifelist.deploy.base import make_base
 from lifelist.client.blocking import Client
+from lifelist.deploy.base import make_base
 from lifelist.deploy.server import running
 from lifelist.deploy.settings import Settings
 from lifelist.training.sources import encoded

@@ -146,7 +146,7 @@ for path in ABSENT:
 
 async def _parameters(request: Request) -> Json:
     """Those of a load or an unload; the version is a number, or a name in a string."""
-    found = (await _content(request, "parameters")).get("parameters") or {}
+    found = (await _content(request, "parameters")).get("parameters", {})
     if not isinstance(found, dict):
         raise BadInput(f"parameters should be a JSON object, not {found!r:.40}")
     return found

@@ -312,7 +312,7 @@ ROWS = [
         {"json": {"retired": True, "expected_version": 4711}}),
     Bad("JSON with another content type", "PATCH", "/v1/classes/0", 415,
         "send Content-Type: application/json; not text/plain", of_type("text/plain", b'{"retired": true}')),
-    Bad("wrong method", "POST", "/v1/classes/0", 405, "POST does not go with /v1/classes/0; allowed: GET"),
+    Bad("wrong method", "POST", "/v1/classes/0", 405, "POST does not go with /v1/classes/0; allowed: GET, PATCH"),
     # increments
     Bad("not JSON", "POST", INCREMENTS, 400, "the body is not JSON: …", of_type("application/json", b"{classes: all}")),
     Bad("a list", "POST", INCREMENTS, 400, "the body: Input should be a valid dictionary…", {"json": ["wren"]}),

@@ -95,7 +95,7 @@ def test_a_slow_answer_is_not_waited_for_for_ever(ask: Ask) -> None:
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
-        (400, errors.BadInput), (401, errors.Denied), (403, errors.Denied), (404, errors.Missing),
+        (400, errors.BadInput), (401, errors.BadKey), (403, errors.Forbidden), (404, errors.Missing),
         (405, errors.BadInput), (408, errors.BadInput), (409, errors.Conflict), (413, errors.TooLarge),
         (415, errors.WrongType),
         (500, errors.Failed),

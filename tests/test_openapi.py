@@ -20,14 +20,17 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from parts import BIRDS, tiny_version
+from parts import BIRDS, tiny_images, tiny_version
 from parts_operator import Server, bird, files, play, serving
 from schemathesis import GenerationMode
 from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.engine import events, from_schema
 
 from lifelist import Client
+from lifelist.serving import oip
 
+QUERY = {"name": "images", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": tiny_images()[0].ravel().tolist()}
+FREE = ("outputs", "parameters")  # of queries in the Open Inference Protocol: what they name must fit one another
 REQUESTS = 8  # generated for each route, beside those that follow from the description's limits and examples
 
 
@@ -73,22 +76,34 @@ def loaded(server: Server, answer: str, requests: int, *phases: str) -> Any:
     schema.config.phases.update(phases=["examples", "coverage", "fuzzing", *phases])
     schema.config.checks.update(excluded_check_names=["positive_data_acceptance"])  # no description tells an image
 
+    turns = Counter[str]()  # valid cases of each route so far
+
     @schema.hook  # type: ignore[untyped-decorator]
     def map_case(context: Any, case: Any) -> Any:
         """Half of what is valid becomes what exists: numbers, images, classes, the id of an answer."""
-        drawn = chance((case.path_parameters, case.body))
-        if case.meta is None or case.meta.generation.mode is GenerationMode.NEGATIVE or drawn % 2:
+        drawn, turn = chance((case.path_parameters, case.body)), turns[case.operation.label]
+        if case.meta is None or case.meta.generation.mode is GenerationMode.NEGATIVE:
             return case
-        if case.path_parameters:
+        turns[case.operation.label] += 1
+        if case.path.startswith("/v2/"):  # by turns, since there is hardly anything else to draw
+            number = "live" if turn % 2 else str(turn // 2 % 4 + 1)
+            named = {"model": "another" if turn % 3 == 1 else "lifelist", "name": f"lifelist/versions/{number}"}
+            case.path_parameters = {name: named.get(name, number) for name in case.path_parameters or {}}
+        elif drawn % 2:
+            return case
+        elif case.path_parameters:
             case.path_parameters = dict.fromkeys(case.path_parameters, drawn // 2 % 4 + 1)
+        if case.path.endswith("/infer"):
+            other = {name: value for name, value in (case.headers or {}).items() if name.lower() != oip.HEADER.lower()}
+            case.headers = other | ({oip.HEADER: "0"} if isinstance(case.body, bytes) else {})
         if isinstance(case.body, bytes):  # an image, which has no shape: only a tensor has
             case.body = bird(drawn // 2 % 5, drawn % 200)
             case.query = {name: value for name, value in (case.query or {}).items() if name != "shape"}
             case.headers = {n: value for n, value in (case.headers or {}).items() if n.lower() != "x-tensor-shape"}
         if isinstance(case.body, dict):
             real = {"prediction_id": answer, "classes": ["robin"], "method": None, "idempotency_key": None}
-            real |= {"images": [bird(4, drawn % 200)], "class": "robin"}
-            case.body = {name: real.get(name, value) for name, value in case.body.items()}
+            real |= {"images": [bird(4, drawn % 200)], "class": "robin", "inputs": [QUERY], "expected_version": None}
+            case.body = {name: real.get(name, value) for name, value in case.body.items() if name not in FREE}
         return case
 
     @schema.hook  # type: ignore[untyped-decorator]
