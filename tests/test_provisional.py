@@ -64,16 +64,16 @@ def with_rows(registry: Registry, data: bytes) -> Loaded:
 
 def test_a_provisional_row_is_a_logit_like_the_others(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
-    loaded = with_rows(registry, Provisional((4, 3), 20.0, -3.0).as_bytes())
+    loaded = with_rows(registry, Provisional((3, 4), 20.0, -3.0).as_bytes())
     plain = session.load(registry, 1, provider="cpu")
     (logits, embedding), (bare, _) = loaded.run(tiny_images(5)), plain.run(tiny_images(5))
     means = dict(zip(plain.means.ids, plain.means.means(), strict=True))
-    wanted = np.concatenate([bare, 20 * embedding @ np.stack([means[4], means[3]]).T - 3], axis=1)
+    wanted = np.concatenate([bare, 20 * embedding @ np.stack([means[3], means[4]]).T - 3], axis=1)
     np.testing.assert_allclose(logits, wanted, atol=1e-5)
     scores = np.exp(wanted - wanted.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     for ranking, image in zip(loaded.linear(logits, 9), scores, strict=True):
-        assert dict(ranking) == {k: pytest.approx(image[row], abs=1e-6) for row, k in enumerate((0, 1, 2, 4, 3))}
+        assert dict(ranking) == {k: pytest.approx(image[row], abs=1e-6) for row, k in enumerate((0, 1, 2, 3, 4))}
     assert loaded.run(tiny_images(0))[0].shape == (0, 5)
     classes = tuple(replace(entry, retired=entry.id == 4) for entry in loaded.manifest.classes)
     retired = registry.publish(replace(loaded.manifest, classes=classes), {}, reuse=loaded.manifest.files)
@@ -86,6 +86,7 @@ def test_a_provisional_row_is_a_logit_like_the_others(tmp_path: Path) -> None:
     [
         b"{",
         Provisional((3,), 1.0, 0.0).as_bytes(),
+        Provisional((4, 3), 1.0, 0.0).as_bytes(),  # their order is that of the columns
         Provisional((3, 4, 5), 1.0, 0.0).as_bytes(),
         json.dumps({"ids": [3, 4], "scale": "much", "offset": 0}).encode(),
         b'{"ids": [3, 4], "scale": NaN, "offset": 0}',
