@@ -286,7 +286,9 @@ class Alive(TypedDict):
 
 
 class ReplicaStatus(TypedDict):
-    """How a replica stands. held: versions in memory; behind: why it does not answer by the live one."""
+    """How a replica stands. held: versions in memory; pinned: those of them that no swap lets go; behind: why it does
+    not answer by the live one.
+    """
 
     replica: str
     version: int
@@ -296,6 +298,7 @@ class ReplicaStatus(TypedDict):
     held: list[int]
     behind: str | None
     process_id: int
+    pinned: list[int]
 
 
 class NotReady(TypedDict):
