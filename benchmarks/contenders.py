@@ -102,15 +102,6 @@ def started(contender: Contender, model: Model, precision: str, flags: Sequence[
 
 
 @contextlib.contextmanager
-def served(home: Path, flags: Sequence[str]) -> Iterator[str]:
-    """The same of `lifelist serve` on a home that has a version."""
-    port = _free_port()
-    command = [sys.executable, "-m", "lifelist.deploy.cli", "serve", "--home", str(home), "--port", str(port), *flags]
-    with _running(command, port, LIFELIST.ready, home) as url:
-        yield url
-
-
-@contextlib.contextmanager
 def _running(command: Sequence[str], port: int, ready: str, folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log:

@@ -6,7 +6,6 @@ are taken within a repeat, and their medians over the repeats count.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -112,7 +111,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
                                 )
     return {
         "bench": "serving",
-        "cells": [vars_of(cell) for cell in cells.values()],
+        "cells": [_as_json(cell) for cell in cells.values()],
         "raw": raw,
         "how": {contender.name: contender.how for contender in asked.contenders},
         "repeats": asked.repeats,
@@ -121,7 +120,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
     }
 
 
-def vars_of(cell: Cell) -> dict[str, Any]:
+def _as_json(cell: Cell) -> dict[str, Any]:
     """A cell as JSON holds it."""
     return {name: getattr(cell, name) for name in cell.__slots__}
 
@@ -178,8 +177,3 @@ def _note(cell: Cell, found: load.Load, case: Case) -> None:
     cell.p99_ms.append(found.p99_ms)
     cell.errors.append(found.errors)
     cell.generator_cores.append(found.generator_cores)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle one."""
-    return statistics.median(values)

@@ -55,3 +55,4 @@ def test_without_a_limit_anything_goes() -> None:
     buckets = Buckets(0, holds=0, clock=Clock())
     for _ in range(1000):
         buckets.take("a", 1e9, "x")
+    assert buckets._left == {}  # and nothing is kept of anybody
