@@ -28,18 +28,18 @@ def application(registry: str, precision: str) -> Any:
     ref = found.ref("live")
     assert ref is not None
     cores = len(os.sched_getaffinity(0))
-    loaded = load(found, ref.version, threads=cores, provider="cpu", precision=precision)
+    loaded = load(found, ref.version, threads=cores, lanes=cores, provider="cpu", precision=precision)
     loaded.warm((1, 2, 8, 64))
     names = {entry.id: entry.name for entry in loaded.manifest.classes}
     decoders = ThreadPoolExecutor(2)
 
-    def answer(queries: Sequence[Pixels]) -> list[list[Ranking]]:
+    def answer(queries: Sequence[Pixels], alone: bool) -> list[list[Ranking]]:
         images = queries[0] if len(queries) == 1 else np.concatenate(queries)
-        logits, _ = loaded.run(images)
+        logits, _ = loaded.run(images, alone)
         ranked = iter(loaded.linear(logits, 1))
         return [[next(ranked) for _ in query] for query in queries]
 
-    batcher: Batcher[Pixels, list[Ranking]] = Batcher(answer, max_batch=64, max_queue=4096)
+    batcher: Batcher[Pixels, list[Ranking]] = Batcher(answer, max_batch=64, max_queue=4096, lanes=cores)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

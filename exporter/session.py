@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 
 MODEL, INT8, MEANS = "model.onnx", "model.int8.onnx", "class_means.faiss"
 PRECISIONS = ("auto", "fp32")
+# the work of a run, as bytes of the graph × pixels of all images, from which several threads are quicker than one: below
+# it they wait for each other longer than they compute (measured: ResNet-32 at 32×32 from 3 images on)
+WORTH_SHARING = 6e9
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 Ranking = list[tuple[int, float]]  # (class id, score), best first
@@ -38,9 +41,10 @@ class Loaded:
     manifest: Manifest
     provider: str  # what really runs the graph: cpu or cuda
     precision: str  # of its arithmetic: fp32 or int8
-    session: Any  # onnxruntime.InferenceSession
+    session: Any  # onnxruntime.InferenceSession, which may have several threads
     means: index.ClassMeans  # of all its classes
     provisional: Provisional | None = None  # rows of its enrolled classes, beside those of the graph
+    narrow: Any | None = None  # a session of the same graph with one thread, for several runs at once
     rows: Rows = field(init=False)
     _imprinted: Floats | None = field(init=False)  # the means that those are made of
     _searched: index.ClassMeans = field(init=False)  # without those of retired classes
@@ -63,10 +67,10 @@ class Loaded:
         """The number of the version."""
         return self.manifest.version
 
-    def run(self, images: Pixels) -> tuple[Floats, Floats]:
+    def run(self, images: Pixels, alone: bool = True) -> tuple[Floats, Floats]:
         """logits N×C and embedding N×D (unit rows), both float32, of images N×S×S×3 uint8. BadImage if they are not.
 
-        The C logits are those of the trained classes, then the provisional ones.
+        The C logits are those of the trained classes, then the provisional ones. alone: it has all cores to itself.
         """
         side = self.manifest.preprocess.size
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (side, side, 3):
@@ -76,10 +80,15 @@ class Loaded:
             )
         if not len(images):
             return np.zeros((0, self.row_count), np.float32), np.zeros((0, self.manifest.embedding_dim), np.float32)
-        logits, embedding = self.session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(images)})
+        session = self.session if self.narrow is None or (alone and self._is_worth_sharing(images)) else self.narrow
+        logits, embedding = session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(images)})
         if self.provisional is not None and self._imprinted is not None:
             logits = np.concatenate([logits, self.provisional.logits(embedding, self._imprinted)], axis=1)
         return logits, embedding
+
+    def _is_worth_sharing(self, images: Pixels) -> bool:
+        graph = self.manifest.file(INT8 if self.precision == "int8" else MODEL)
+        return graph.size * images.size / 3 >= WORTH_SHARING
 
     @property
     def row_count(self) -> int:
@@ -138,7 +147,8 @@ class Loaded:
         """Answer batches of these sizes, so that the first real one is as fast as the rest. Seconds that it took."""
         began, side = time.perf_counter(), self.manifest.preprocess.size
         for count in batches:
-            logits, embedding = self.run(np.zeros((count, side, side, 3), np.uint8))
+            for alone in (True, False) if self.narrow else (True,):
+                logits, embedding = self.run(np.zeros((count, side, side, 3), np.uint8), alone)
             self.linear(logits, 5)
             self.nearest_mean(embedding, 5)
         return time.perf_counter() - began
@@ -149,13 +159,15 @@ def load(
     version: int,
     *,
     threads: int = 0,
+    lanes: int = 1,
     provider: str = "auto",
     precision: str = "fp32",
     share: Loaded | None = None,
 ) -> Loaded:
     """Load a version: every byte is verified against the manifest before anything reads meaning into it.
 
-    threads: of one run inside ONNX Runtime; 0 lets it choose. provider: cpu, cuda, or auto (cuda if it really works).
+    threads: of one run inside ONNX Runtime; 0 lets it choose. lanes: runs at once; of several, each has one thread,
+    unless it is alone. provider: cpu, cuda, or auto (cuda if it really works).
     precision: fp32, or auto: int8 on a CPU, if the version has such a graph and it was found to answer as well.
     share: a version that is loaded; its session is used again if the graph is the same file, as after an enrolment.
     Missing if there is no such version; Corrupt if its files are altered, gone, or not what they should be.
@@ -169,11 +181,12 @@ def load(
     graph = _graph_for(manifest, provider, precision)
     kind = "int8" if graph == INT8 else "fp32"
     if share is not None and share.precision == kind and _made_for(share.manifest, graph) == _made_for(manifest, graph):
-        return Loaded(manifest, share.provider, kind, share.session, means, rows)
+        return Loaded(manifest, share.provider, kind, share.session, means, rows, share.narrow)
     model = registry.read(manifest, graph)
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
     session, used = open_session(model, threads=threads, provider=provider)
-    loaded = Loaded(manifest, used, kind, session, means, rows)
+    narrow = open_session(model, threads=1, provider="cpu")[0] if lanes > 1 and used == "cpu" and threads != 1 else None
+    loaded = Loaded(manifest, used, kind, session, means, rows, narrow)
     _probe(loaded)
     return loaded
 

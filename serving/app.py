@@ -41,18 +41,19 @@ class Replica:
         if ref is None:
             raise Missing(f"{registry.url} has no live version; make one: lifelist base DATA")
         faiss.omp_set_num_threads(1)  # a few hundred means need no team of spinning threads
-        threads = options.threads or max(1, cores() // options.replicas)
-        load = loader(registry, options, threads)
+        share = max(1, cores() // options.replicas)
+        lanes = options.lanes or share
+        load = loader(registry, options, options.threads or share, lanes)
         self.options = options
         self.metrics = Metrics(CollectorRegistry())
         self.statistics = Statistics()
-        self.live = Live(
-            load(ref.version, None), ref, options.max_batch, options.max_loaded, on_run=self.statistics.ran
-        )
+        first = load(ref.version, None)
+        self.live = Live(first, ref, options.max_batch, options.max_loaded, on_run=self.statistics.ran)
         self.batcher: Batcher[Query, Answer] = Batcher(
             self.live.answer,
             max_batch=options.max_batch,
             max_queue=options.max_queue,
+            lanes=lanes if first.provider == "cpu" else 1,  # a GPU has one queue, and is best fed by large batches
             on_batch=self.metrics.batch.observe,
             on_cancel=self.metrics.cancelled.inc,
         )

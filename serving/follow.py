@@ -55,12 +55,18 @@ class Status:
 Load = Callable[[int, Loaded | None], Loaded]  # (version, one to share the session of) -> ready to answer
 
 
-def loader(registry: Registry, options: ServingOptions, threads: int) -> Load:
+def loader(registry: Registry, options: ServingOptions, threads: int, lanes: int) -> Load:
     """Loads a version verified and warm. Blocks; for threads."""
 
     def load(version: int, share: Loaded | None) -> Loaded:
         loaded = session.load(
-            registry, version, threads=threads, provider=options.provider, precision=options.precision, share=share
+            registry,
+            version,
+            threads=threads,
+            lanes=lanes,
+            provider=options.provider,
+            precision=options.precision,
+            share=share,
         )
         loaded.warm((1, 2, min(8, options.max_batch), options.max_batch))
         return loaded

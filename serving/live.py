@@ -128,8 +128,8 @@ class Live:
             self._names[loaded.version] = {entry.id: entry.name for entry in loaded.manifest.classes}
         return self._names[loaded.version]
 
-    def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """One answer for each query, each from one version.
+    def answer(self, queries: Sequence[Query], alone: bool = True) -> list[Answer]:
+        """One answer for each query, each from one version. alone: no other thread answers at the same time.
 
         That is the current one, but for a query that asks for another, or whose images were cut to another size because
         a swap between versions of different input sizes came in between: the version that it was cut for answers those.
@@ -144,16 +144,16 @@ class Live:
         answers: dict[int, Answer] = {}
         for version, places in groups.items():
             loaded = by_version[version]
-            said = self._said(loaded, [queries[place] for place in places])
+            said = self._said(loaded, [queries[place] for place in places], alone)
             took = time.perf_counter() - began
             for place, parts in zip(places, said, strict=True):
                 answers[place] = Answer(loaded, *parts, began - queries[place].queued_at, took)
         return [answers[place] for place in range(len(queries))]
 
-    def _said(self, loaded: Loaded, queries: Sequence[Query]) -> list[_Said]:
+    def _said(self, loaded: Loaded, queries: Sequence[Query], alone: bool) -> list[_Said]:
         """What each query is answered. One model run gives both kinds of answer."""
         images = queries[0].images if len(queries) == 1 else np.concatenate([query.images for query in queries])
-        runs = [self._run(loaded, images[k : k + self.max_batch]) for k in range(0, len(images), self.max_batch)]
+        runs = [self._run(loaded, images[k : k + self.max_batch], alone) for k in range(0, len(images), self.max_batch)]
         logits, embedding = (
             parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*runs, strict=True)
         )
@@ -165,9 +165,9 @@ class Live:
             said.append((kind, _rankings(loaded, kind, *raw, query.top_k), *raw))
         return said
 
-    def _run(self, loaded: Loaded, images: Pixels) -> tuple[Floats, Floats]:
+    def _run(self, loaded: Loaded, images: Pixels, alone: bool) -> tuple[Floats, Floats]:
         began = time.perf_counter()
-        found = loaded.run(images)
+        found = loaded.run(images, alone)
         self.on_run(loaded.version, len(images), time.perf_counter() - began)
         return found
 

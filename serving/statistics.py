@@ -4,6 +4,7 @@ A query is a success or a failure; each of its images is an inference; each run 
 inferences / executions is the mean batch. Times are nanoseconds, and a stage has as many counts as there are successes.
 """
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,16 +47,18 @@ class Query:
 
 
 class Statistics:
-    """The counts of one replica. `ran` is called in the model's thread, all else on the event loop."""
+    """The counts of one replica. `ran` is called in the threads of the model, all else on the event loop."""
 
     def __init__(self) -> None:
         self.versions: dict[int, Counts] = {}
+        self._runs = threading.Lock()
 
     def ran(self, version: int, images: int, seconds: float) -> None:
         """The model of a version has run once."""
-        counts = self._of(version)
-        counts.executions += 1
-        counts.batches[images] = _plus(counts.batches.get(images, NONE), (1, _ns(seconds)))
+        with self._runs:
+            counts = self._of(version)
+            counts.executions += 1
+            counts.batches[images] = _plus(counts.batches.get(images, NONE), (1, _ns(seconds)))
 
     @contextmanager
     def query(self, version: int) -> Iterator[Query]:

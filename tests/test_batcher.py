@@ -20,7 +20,7 @@ class Model:
         if not held:
             self.free.set()
 
-    def __call__(self, works: Sequence[int]) -> list[int]:
+    def __call__(self, works: Sequence[int], alone: bool) -> list[int]:
         self.batches.append(list(works))
         self.threads.add(threading.current_thread().name)
         assert self.free.wait(10)
