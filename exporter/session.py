@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 MODEL, INT8, MEANS = "model.onnx", "model.int8.onnx", "class_means.faiss"
 PRECISIONS = ("auto", "fp32")
-# the work of a run, as bytes of the graph × pixels of all images, from which several threads are quicker than one: below
-# it they wait for each other longer than they compute (measured: ResNet-32 at 32×32 from 3 images on)
+# the work of a run, as bytes of the graph × pixels of all images, from which several threads are quicker than one;
+# below it they wait for each other longer than they compute (ResNet-32 at 32×32: from 3 images on)
 WORTH_SHARING = 6e9
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -185,7 +185,8 @@ def load(
     model = registry.read(manifest, graph)
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
     session, used = open_session(model, threads=threads, provider=provider)
-    narrow = open_session(model, threads=1, provider="cpu")[0] if lanes > 1 and used == "cpu" and threads != 1 else None
+    several = lanes > 1 and used == "cpu" and threads != 1
+    narrow = open_session(model, threads=1, provider="cpu")[0] if several else None
     loaded = Loaded(manifest, used, kind, session, means, rows, narrow)
     _probe(loaded)
     return loaded

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from lifelist.exporter.errors import BadInput, TooLarge, TooSlow
 from lifelist.serving.options import ServingOptions
@@ -17,23 +17,22 @@ async def chunks(request: Request, options: ServingOptions, within_s: float) -> 
     BadInput if the client leaves before its end.
     """
     loop = asyncio.get_running_loop()
-    deadline, size = loop.time() + within_s, 0
-    body = request.stream()
-    while True:
+    deadline, size, more = loop.time() + within_s, 0, True
+    while more:
         patience = loop.time() + options.stall_timeout_s
         try:
             async with asyncio.timeout_at(min(deadline, patience)):
-                chunk = await anext(body, None)
+                message = await request.receive()
         except TimeoutError:
             stall_s = options.stall_timeout_s
             why = f"then none for {stall_s:g} s" if patience < deadline else f"and not all within {within_s:g} s"
             raise TooSlow(f"{size:,} bytes of the body arrived, {why}; send less in one request") from None
-        except ClientDisconnect as error:
-            raise BadInput(f"the connection was closed after {size:,} bytes of the body") from error
-        if chunk is None:
-            return
+        if message["type"] == "http.disconnect":
+            raise BadInput(f"the connection was closed after {size:,} bytes of the body")
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         size += len(chunk)
-        yield chunk
+        if chunk:
+            yield chunk
 
 
 def check_length(request: Request, limit: int, advice: str) -> None:

@@ -1,6 +1,7 @@
 """POST /v1/classify: the hot path, from bytes to an answer that names its version."""
 
 import asyncio
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -10,8 +11,9 @@ from typing import Any, cast, get_args
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,7 +25,7 @@ from lifelist.serving import prediction
 from lifelist.serving.auth import Guarded
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Encoded, Images, Intake
-from lifelist.serving.errors import HANDLERS
+from lifelist.serving.errors import HANDLERS, as_json
 from lifelist.serving.keys import Guard
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
@@ -56,12 +58,13 @@ class Parts:
 
 def app(parts: Parts, beside: Sequence[Route] = ()) -> ASGIApp:
     """The application of one replica: this route and others, JSON for whatever goes wrong, and everything counted."""
+    classify = Classify(parts)
     routes = [Route(PATH, classify, methods=["POST"]), *beside]
     inner = Starlette(routes=routes, exception_handlers=HANDLERS)
     inner.router.redirect_slashes = False  # a path that does not exist is a 404, not a detour
     inner.state.parts = parts
     rate = parts.options.requests_per_second / parts.options.replicas
-    return Measured(_WholePath(Guarded(inner, parts.guard, rate)), parts.metrics)
+    return Measured(_WholePath(Guarded(_Short(classify, inner), parts.guard, rate)), parts.metrics)
 
 
 def is_query(path: str) -> bool:
@@ -84,27 +87,61 @@ class _WholePath:
         await self.inner({**scope, "root_path": "", "path": path}, receive, send)
 
 
-async def classify(request: Request) -> JSONResponse:
+class _Short:
+    """Queries for `classify` go there at once; for the others a router finds out what they are."""
+
+    def __init__(self, classify: "Classify", others: ASGIApp) -> None:
+        self.classify, self.others = classify, others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
+            await self.others(scope, receive, send)
+            return
+        try:
+            response = await self.classify.answered(Request(scope, receive))
+        except LifelistError as error:
+            response = as_json(Request(scope), error)
+        except Exception as error:
+            await as_json(Request(scope), error)(scope, receive, send)
+            raise  # for the server's log
+        await response(scope, receive, send)
+
+
+class Classify:
     """The classes of each image, best first. One version answers the whole request, and the answer names it."""
-    began = time.perf_counter()
-    parts: Parts = request.app.state.parts
-    asked = _asked(request.query_params.multi_items(), parts.options)
-    with parts.statistics.query(parts.live.ref.version) as counted:
-        with parts.intake.admitted(request) as body:
-            sent = await body.images(asked.shape)
-            answer, decode_s = await ask(parts, sent, asked.answer, asked.top_k)
-        answered = time.perf_counter()
-        timing = {
-            "decode_seconds": decode_s,
-            "queue_seconds": answer.queue_s,
-            "model_seconds": answer.model_s,
-            "total_seconds": answered - began,
-        }
-        response = JSONResponse(
-            _content(answer, parts, timing), headers={"X-Lifelist-Version": str(answer.loaded.version)}
-        )
-        counted.answered(answer, decode_s, time.perf_counter() - answered)
-    return response
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.asked = functools.lru_cache(64)(self._asked)  # clients ask the same again and again
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.answered(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def answered(self, request: Request) -> Response:
+        """The answer to one request, in JSON."""
+        began = time.perf_counter()
+        parts = self.parts
+        asked = self.asked(request.scope["query_string"])
+        with parts.statistics.query(parts.live.ref.version) as counted:
+            with parts.intake.admitted(request) as body:
+                sent = await body.images(asked.shape)
+                answer, decode_s = await ask(parts, sent, asked.answer, asked.top_k)
+            answered = time.perf_counter()
+            timing = {
+                "decode_seconds": decode_s,
+                "queue_seconds": answer.queue_s,
+                "model_seconds": answer.model_s,
+                "total_seconds": answered - began,
+            }
+            response = JSONResponse(
+                _content(answer, parts, timing), headers={"X-Lifelist-Version": str(answer.loaded.version)}
+            )
+            counted.answered(answer, decode_s, time.perf_counter() - answered)
+        return response
+
+    def _asked(self, query: bytes) -> "_Asked":
+        return _asked(QueryParams(query).multi_items(), self.parts.options)
 
 
 async def ask(
@@ -158,7 +195,10 @@ async def _pixels(parts: Parts, sent: Images, preprocess: Preprocess) -> Pixels:
     loop = asyncio.get_running_loop()
     limits = parts.options.image_limits
     single = partial(_decoded, preprocess=preprocess, limits=limits)
-    found = await asyncio.gather(*(loop.run_in_executor(parts.decoders, single, image) for image in sent))
+    if len(sent) == 1:
+        found = [await loop.run_in_executor(parts.decoders, single, sent[0])]
+    else:
+        found = await asyncio.gather(*(loop.run_in_executor(parts.decoders, single, image) for image in sent))
     if broken := [(place, error) for place, error in enumerate(found) if isinstance(error, LifelistError)]:
         raise _refusal(sent, broken)
     return np.stack([image for image in found if not isinstance(image, LifelistError)])

@@ -7,13 +7,17 @@ Whatever else arrives goes on to Ray: health checks, and all requests of the ope
 """
 
 import asyncio
-import uuid
+import itertools
+import os
 from collections.abc import Callable
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 WATCHED_AFTER_S = 0.05  # a client whose answer takes longer than this is watched, whether it leaves
+
+_process = os.urandom(8).hex()  # an id of a request is this and a number: a system call for each would cost more
+_numbers = itertools.count(1)
 
 _own: "tuple[ASGIApp, Callable[[str], bool]] | None" = None
 
@@ -48,7 +52,7 @@ async def _answered(application: ASGIApp, scope: Scope, receive: Receive, send: 
     assert query is not None
     request_id = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
     if not request_id:
-        request_id = str(uuid.uuid4()).encode()
+        request_id = f"{_process}-{next(_numbers):x}".encode()
         scope["headers"] = [*scope["headers"], (b"x-request-id", request_id)]
     timer: asyncio.TimerHandle | None = None
     watcher: asyncio.Task[None] | None = None

@@ -4,6 +4,7 @@ A replica counts in a registry of its own. The operator collects them all and ad
 to /metrics sees every replica, and a replica that is started anew begins series of its own.
 """
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._of_class = functools.cache(lambda class_id, kind: self.answers.labels(str(class_id), kind))
+        self.of_code = functools.cache(lambda code: self.requests.labels(code))
         self.requests = Counter(
             "lifelist_requests_total", "Queries, by the status that they got.", ["code"], registry=registry
         )
@@ -76,7 +79,7 @@ class Metrics:
 
     def answered(self, class_id: int, kind: AnswerKind) -> None:
         """Count one image's answer."""
-        self.answers.labels(str(class_id), kind).inc()
+        self._of_class(class_id, kind).inc()
 
 
 class Measured:
@@ -96,12 +99,13 @@ class Measured:
                 code = str(message["status"])
             await send(message)
 
-        with self.metrics.inflight.track_inprogress():
-            try:
-                await self.app(scope, receive, noting)
-            finally:
-                self.metrics.requests.labels(code).inc()
-                self.metrics.request_duration.observe(time.perf_counter() - began)
+        self.metrics.inflight.inc()
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            self.metrics.inflight.dec()
+            self.metrics.of_code(code).inc()
+            self.metrics.request_duration.observe(time.perf_counter() - began)
         return None
 
 

@@ -41,9 +41,13 @@ class ServingOptions(BaseModel):
         pattern="^(auto|fp32)$",
         description="arithmetic of the model: auto (int8 on a CPU, if a version was found to lose nothing by it), fp32",
     )
-    threads: int = Field(default=0, ge=0, description="threads of a model run alone; 0: the replica's share of the cores")
+    threads: int = Field(
+        default=0, ge=0, description="threads of a model run alone; 0: the replica's share of the cores"
+    )
     lanes: int = Field(
-        default=0, ge=0, description="model runs at once in a replica, of one thread each; 0: on a CPU, its share of cores"
+        default=0,
+        ge=0,
+        description="model runs at once in a replica, of one thread each; 0: on a CPU, its share of cores",
     )
     decode_threads: int = Field(default=2, ge=1, description="threads that decode images, in each replica")
     top_k: int = Field(default=5, ge=1, description="classes in an answer, unless the query says")

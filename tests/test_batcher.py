@@ -16,11 +16,13 @@ class Model:
     def __init__(self, held: bool = False) -> None:
         self.batches: list[list[int]] = []
         self.threads: set[str] = set()
+        self.alone: list[bool] = []
         self.free = threading.Event()
         if not held:
             self.free.set()
 
     def __call__(self, works: Sequence[int], alone: bool) -> list[int]:
+        self.alone.append(alone)
         self.batches.append(list(works))
         self.threads.add(threading.current_thread().name)
         assert self.free.wait(10)
@@ -156,3 +158,35 @@ def test_more_than_may_wait_is_refused_with_the_numbers() -> None:
         assert await queue.submit(3, 2) == 6  # the next is welcome again
 
     asyncio.run(story())
+
+
+def test_what_waits_is_shared_out_among_free_lanes_which_run_at_once() -> None:
+    model = Model(held=True)
+
+    async def story() -> list[int]:
+        queue = batcher(model, max_batch=64, lanes=2)
+        asked = [asyncio.create_task(queue.submit(k, 1)) for k in range(7)]
+        await until(lambda: len(model.batches) == 2)  # both at work, though neither has ended
+        model.free.set()
+        return await asyncio.gather(*asked)
+
+    assert asyncio.run(story()) == [2 * k for k in range(7)]
+    assert sorted(map(len, model.batches)) == [3, 4]
+    assert len(model.threads) == 2
+
+
+def test_a_run_is_told_whether_it_has_the_cores_to_itself() -> None:
+    model = Model(held=True)
+
+    async def story() -> None:
+        queue = batcher(model, lanes=2)
+        first = asyncio.create_task(queue.submit(1, 1))
+        await until(lambda: model.batches)
+        second = asyncio.create_task(queue.submit(2, 1))
+        await until(lambda: len(model.batches) == 2)
+        model.free.set()
+        await asyncio.gather(first, second)
+        await queue.submit(3, 1)
+
+    asyncio.run(story())
+    assert model.alone == [True, False, True]

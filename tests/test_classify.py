@@ -357,13 +357,13 @@ def test_a_full_queue_is_a_503_with_retry_after_and_the_rest_is_answered(registr
 
 
 def test_a_client_that_leaves_the_queue_frees_its_place_and_is_counted(registry: Registry) -> None:
-    site = Site(registry)
+    site = Site(registry, LIMITS.model_copy(update={"lanes": 1}))
     batcher, free = site.replica.batcher, threading.Event()
     answer = batcher.run
 
-    def when_free(queries: Any) -> Any:
+    def when_free(queries: Any, alone: bool) -> Any:
         assert free.wait(30)
-        return answer(queries)
+        return answer(queries, alone)
 
     batcher.run = when_free
 
@@ -377,7 +377,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place_and_is_counted(registry:
                 )
 
             running = ask()
-            while batcher._drainer is None or batcher.queued:
+            while batcher._free or batcher.queued:
                 await asyncio.sleep(0.01)
             leaving, staying = ask(), ask()
             while batcher.queued < 8:
@@ -402,7 +402,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place_and_is_counted(registry:
 
 def test_an_error_that_is_not_ours_says_nothing_but_where_to_look(registry: Registry) -> None:
     site = Site(registry)
-    site.replica.batcher.run = lambda queries: 1 / 0  # type: ignore[assignment,return-value]
+    site.replica.batcher.run = lambda queries, alone: 1 / 0  # type: ignore[assignment,return-value]
     answer = site.post(content=bird(0), headers={"X-Request-ID": "abc"})
     assert answer.status_code == 500
     assert error(answer) == "internal error; the server's log has it under request id abc"

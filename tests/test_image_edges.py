@@ -147,9 +147,9 @@ class Both:
         self.seen: list[np.ndarray] = []
         answer = self.replica.batcher.run
 
-        def noting(queries: object) -> object:
+        def noting(queries: object, alone: bool) -> object:
             self.seen += [query.images for query in queries]  # type: ignore[attr-defined]
-            return answer(queries)  # type: ignore[arg-type]
+            return answer(queries, alone)  # type: ignore[arg-type]
 
         self.replica.batcher.run = noting  # type: ignore[assignment]
 

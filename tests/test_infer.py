@@ -261,9 +261,9 @@ def test_a_deadline_that_has_passed_is_504_and_frees_its_slot(registry: Registry
     site = Site(registry, LIMITS)
     free, answer_ = threading.Event(), site.replica.batcher.run
 
-    def slow(queries: Any) -> Any:
+    def slow(queries: Any, alone: bool) -> Any:
         free.wait(10)
-        return answer_(queries)
+        return answer_(queries, alone)
 
     site.replica.batcher.run = slow
     answer = infer(site, asked(parameters={"timeout": 50_000}))

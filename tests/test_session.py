@@ -129,6 +129,17 @@ def test_idle_threads_of_the_runtime_do_not_spin(registry: Registry) -> None:
     assert options.intra_op_num_threads == 2
 
 
+def test_of_several_lanes_each_run_has_one_thread_unless_it_is_alone_and_large(registry: Registry) -> None:
+    tiny_version(registry)
+    loaded = session.load(registry, 1, threads=2, lanes=2, provider="cpu")
+    assert loaded.narrow is not None
+    assert loaded.narrow.get_session_options().intra_op_num_threads == 1
+    images = tiny_images(4)
+    for wide, narrow in zip(loaded.run(images), loaded.run(images, alone=False), strict=True):
+        np.testing.assert_allclose(wide, narrow, rtol=1e-5, atol=1e-6)
+    assert session.load(registry, 1, threads=1, lanes=2, provider="cpu").narrow is None  # it would be the same again
+
+
 def test_a_version_with_the_same_graph_shares_the_session(registry: Registry) -> None:
     first = tiny_version(registry, BIRDS[:3], live=True)
     loaded = session.load(registry, 1)
