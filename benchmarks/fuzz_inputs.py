@@ -201,34 +201,35 @@ def tensor(random: Random) -> Request:
 
 def json_(random: Random) -> Request:
     """JSON of wrong types, wrong fields and no JSON at all."""
-    path, value = random.choice(_JSON)
-    text = json.dumps(_odd(random, value), ensure_ascii=random.random() < 0.5).encode(errors="surrogatepass")
+    method, path, value = random.choice(_JSON)
+    text = json.dumps(odd(random, value), ensure_ascii=random.random() < 0.5).encode(errors="surrogatepass")
     text = mutated(random, text, 3) if random.random() < 0.4 else text
     kinds = (b"application/json", b"application/json", b"application/json; charset=utf-16", b"text/plain", b"")
-    return Request(b"POST", path, [(b"Content-Type", random.choice(kinds))], text)
+    return Request(method, path, [(b"Content-Type", random.choice(kinds))], text)
 
 
-_JSON: Sequence[tuple[bytes, Any]] = (
-    (FEEDBACK, {"prediction_id": "A" * 56, "class": "heron"}),
-    (FEEDBACK, {"prediction_id": "AQAAAAEAAAAAAAAAAQABog_X17CP_W3nzCtLoEkSPDCgfwSu0QuFzzj5", "class": 1}),
-    (INCREMENTS, {"classes": ["wren", 4711], "method": "bic", "idempotency_key": "k"}),
-    (b"/v1/versions/4711:promote", {"force": True}),
-    (b"/v1/increments/4711:cancel", {}),
-    (b"/v1/rollback", {"to": 1}),
+_JSON: Sequence[tuple[bytes, bytes, Any]] = (
+    (b"POST", FEEDBACK, {"prediction_id": "A" * 56, "class": "heron"}),
+    (b"POST", FEEDBACK, {"prediction_id": "AQAAAAEAAAAAAAAAAQABog_X17CP_W3nzCtLoEkSPDCgfwSu0QuFzzj5", "class": 1}),
+    (b"POST", INCREMENTS, {"classes": ["wren", 4711], "method": "bic", "idempotency_key": "k"}),
+    (b"POST", b"/v1/versions/4711:promote", {"force": True}),
+    (b"POST", b"/v1/increments/4711:cancel", {}),
+    (b"POST", b"/v1/rollback", {"to": 1}),
+    (b"PATCH", b"/v1/classes/4711", {"name": "wren", "aliases": ["x"], "merged_into": 1, "expected_version": 1}),
 )
 
 
 _LEAVES: Sequence[Any] = (None, True, *NUMBERS, 1.5, float("nan"), "", "x" * 3000, "\0", "\ud800", [], {}, [[[]]] * 9)
 
 
-def _odd(random: Random, value: Any) -> Any:
+def odd(random: Random, value: Any) -> Any:
     """Like the value, with something else in some place."""
     if random.random() < 0.25:
         return random.choice(_LEAVES)
     if isinstance(value, dict):
-        made = {name: _odd(random, item) for name, item in value.items() if random.random() < 0.9}
+        made = {name: odd(random, item) for name, item in value.items() if random.random() < 0.9}
         return made | ({random.choice(("x", "", "__proto__", "class")): 1} if random.random() < 0.2 else {})
-    return [_odd(random, item) for item in value] if isinstance(value, list) else value
+    return [odd(random, item) for item in value] if isinstance(value, list) else value
 
 
 def paths(random: Random) -> Request:

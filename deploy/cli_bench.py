@@ -287,6 +287,32 @@ def soak(resolved: Resolved, minutes: int, folder: Path | None, as_json: bool) -
     return 1 if facts["failures"] else 0
 
 
+@bench.command()
+@click.option("--inputs", type=click.IntRange(1), default=50_000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="The same one sends the same inputs.")
+@click.option("--only", default="", help="Generators, with commas: image,form,infer,message …")
+@json_option
+@click.pass_obj
+def fuzz(resolved: Resolved, inputs: int, seed: int, only: str, as_json: bool) -> int:
+    """Send what nobody should to a server: no 5xx, no dead process, no memory that grows.
+
+    Starts a server of its own in a new folder, with two replicas, at serving.port, and gRPC beside it. The last line is
+    one of JSON; the exit code is 1 if anything failed.
+    """
+    from lifelist.benchmarks import fuzz as bad_requests
+    from lifelist.deploy.trial import digits_server
+
+    serving = resolved.settings.serving
+    grpc_port = serving.grpc_port or serving.port + 1
+    chosen = bad_requests.chosen(only, grpc=True)
+    with digits_server(resolved.settings, note, replicas=2, grpc_port=grpc_port) as server:
+        found = bad_requests.run(server.url, inputs, seed, grpc_address=server.grpc, only=chosen, tell=note)
+    if not as_json:
+        click.echo("\n".join(found.failures[:100]))
+    click.echo(json.dumps({"bench": "fuzz", "seed": seed} | found.line()))
+    return 1 if found.failures else 0
+
+
 class _Shown:
     """Shows the events of one run after the other, or of several at a time."""
 

@@ -34,7 +34,7 @@ MOST_HEADERS = 500  # lines; HAProxy's own limit is 101
 
 # fmt: off
 HAPROXY_SAYS = {  # HAProxy's status → the status and the sentence that a client gets
-    400: (400, "Bad Request",           "the body is not as HTTP has it, or the client closed its side too early"),
+    400: (400, "Bad Request",           "the body is no HTTP, or the client closed its sending side before the answer"),
     408: (408, "Request Timeout",       "the body did not arrive in time; send less in one request"),
     500: (500, "Internal Server Error", "internal error in the proxy; its log has it"),
     502: (503, "Service Unavailable",   "the replica went away before it answered; send it again"),

@@ -25,7 +25,7 @@ from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing, Overloaded
 from lifelist.serving import catalog, oip_routes, openapi, prediction
-from lifelist.serving.auth import CALLER, Guarded
+from lifelist.serving.auth import CALLER, Door, Guarded
 from lifelist.serving.catalog import Catalog, Number
 from lifelist.serving.keys import Guard
 from lifelist.serving.numbers import natural
@@ -121,9 +121,8 @@ def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     """The whole application of the operator: these routes beside the catalog's."""
     made = catalog.app(catalog_)
     made.add_middleware(uploads.SmallBodies, options=workshop.settings.serving, but_for="/v1/examples")
-    made.add_middleware(
-        Guarded, guard=guard, rate=workshop.settings.serving.requests_per_second
-    )  # the last added is outermost: it is asked before a body is read
+    door = Door(guard, workshop.settings.serving.requests_per_second)
+    made.add_middleware(Guarded, door=door)  # the last added is outermost: it is asked before a body is read
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
     made.include_router(routes)
     made.include_router(oip_routes.routes)

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 from lifelist.exporter.errors import Missing
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import classify, direct, infer, metrics
+from lifelist.serving.auth import Door
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Intake
 from lifelist.serving.classify import Parts
@@ -73,7 +74,7 @@ class Replica:
             statistics=self.statistics,
             repository=Repository(registry, self.replicas, options),
             key=key,
-            guard=guard,
+            door=Door(guard, options.requests_per_second / options.replicas),
         )
         self.app: ASGIApp = classify.app(self.parts, infer.ROUTES)
 

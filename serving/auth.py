@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from starlette.requests import Request
 from starlette.routing import compile_path
@@ -62,22 +62,40 @@ ACCESS = {  # route → the roles that may call it; `operate` may call every one
 Rule = tuple[Role, ...] | None  # None: anyone
 
 
+class Door:
+    """Who is let in, and how often: `rate` times a second at most for each caller (0: as often as they like).
+
+    One for each process, so that calls over HTTP and gRPC count together.
+    """
+
+    def __init__(self, guard: Guard, rate: float) -> None:
+        self.guard, self.rate = guard, rate
+        self.buckets = Buckets(rate, holds=max(1, rate))
+
+    def caller(self, headers: Iterable[tuple[bytes, bytes]], roles: Sequence[Role]) -> str:
+        """Who calls: the name of the key, or ANYONE where none is needed. BadKey or Forbidden if it may not."""
+        key = self.guard.check(presented(headers), roles)
+        return key.name if key else ANYONE
+
+    def count(self, caller: str) -> None:
+        """One more request of this caller. TooOften if that is too many."""
+        self.buckets.take(caller, 1, f"{self.rate:g} requests a second")
+
+
 class Guarded:
-    """An ASGI application that only those reach who may, `rate` times a second at most (0: as often as they like).
+    """An ASGI application that only those reach whom the door lets in.
 
     Others get 401, 403 or 429 before a byte of a body is read. Who called stands in the scope, as `CALLER`.
     """
 
-    def __init__(self, app: ASGIApp, guard: Guard, rate: float) -> None:
-        self.app, self.guard, self.rate = app, guard, rate
-        self.buckets = Buckets(rate, holds=max(1, rate))
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self.app, self.door = app, door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (roles := rule(scope["method"], scope["path"])) is not None:
             try:
-                key = self.guard.check(presented(scope["headers"]), roles)
-                scope[CALLER] = key.name if key else ANYONE
-                self.buckets.take(scope[CALLER], 1, f"{self.rate:g} requests a second")
+                scope[CALLER] = self.door.caller(scope["headers"], roles)
+                self.door.count(scope[CALLER])
             except LifelistError as error:
                 await as_json(Request(scope), error)(scope, receive, send)
                 return

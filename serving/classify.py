@@ -22,11 +22,10 @@ from lifelist.exporter.manifest import AnswerKind, Preprocess
 from lifelist.exporter.preprocess import ImageLimits, Pixels, decode, fit
 from lifelist.exporter.session import Loaded
 from lifelist.serving import prediction
-from lifelist.serving.auth import Guarded
+from lifelist.serving.auth import Door, Guarded
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Encoded, Images, Intake
 from lifelist.serving.errors import HANDLERS, as_json
-from lifelist.serving.keys import Guard
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
 from lifelist.serving.numbers import natural
@@ -53,7 +52,7 @@ class Parts:
     statistics: Statistics
     repository: Repository
     key: bytes  # seals prediction ids
-    guard: Guard
+    door: Door
 
 
 def app(parts: Parts, beside: Sequence[Route] = ()) -> ASGIApp:
@@ -63,8 +62,7 @@ def app(parts: Parts, beside: Sequence[Route] = ()) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers=HANDLERS)
     inner.router.redirect_slashes = False  # a path that does not exist is a 404, not a detour
     inner.state.parts = parts
-    rate = parts.options.requests_per_second / parts.options.replicas
-    return Measured(_WholePath(Guarded(_Short(classify, inner), parts.guard, rate)), parts.metrics)
+    return Measured(_WholePath(Guarded(_Short(classify, inner), parts.door)), parts.metrics)
 
 
 def is_query(path: str) -> bool:

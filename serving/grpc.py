@@ -1,7 +1,8 @@
 """The Open Inference Protocol over gRPC: the same calls as over HTTP.
 
 Ray Serve calls the methods of the deployment by the names of the service's. A replica listens for gRPC on all
-addresses, whatever we tell Ray; so each method first asks `admit`.
+addresses, whatever we tell Ray; so each method first asks `admit`. Messages come as bytes and are parsed after that:
+what is none is refused as any other input, and nobody's message is parsed who may not send one.
 """
 
 import ipaddress
@@ -10,25 +11,30 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
+import grpc
 from google.protobuf.json_format import ParseDict
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from lifelist.exporter.errors import Forbidden, LifelistError, Missing, NotPrepared, Unsupported
+from lifelist.exporter.errors import BadInput, Forbidden, LifelistError, Missing, NotPrepared, Unsupported
 from lifelist.serving import infer
-from lifelist.serving.auth import ANYONE, presented, roles_of
+from lifelist.serving.auth import ANYONE, Door, roles_of
 from lifelist.serving.classify import Parts
 from lifelist.serving.errors import status_of
-from lifelist.serving.keys import Guard
 from lifelist.serving.messages import asked, choices, said
 
-SERVICERS = [  # as Ray Serve wants them: what adds each service to a server
-    "tritonclient.grpc.service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
-]
-SERVICES = ("", "inference.GRPCInferenceService")  # whose health there is to ask
+SERVICERS = ["lifelist.serving.grpc.add_to_server"]  # as Ray Serve wants it: what adds services to a server
+DESCRIPTORS = (
+    pb.DESCRIPTOR.services_by_name["GRPCInferenceService"],
+    health_pb2.DESCRIPTOR.services_by_name["Health"],
+)
+SERVICES = ("", DESCRIPTORS[0].full_name)  # whose health there is to ask
+REQUESTS: dict[str, type[Message]] = {  # method → its messages
+    method.name: GetMessageClass(method.input_type) for service in DESCRIPTORS for method in service.methods
+}
 
 # fmt: off
 CODES = {  # status over HTTP → the same over gRPC
@@ -76,15 +82,42 @@ if TYPE_CHECKING:
     from lifelist.serving.app import Replica
 
 
-def admit(context: Any, guard: Guard, method: str) -> None:
-    """Forbidden or BadKey if a call is not let in: it must come from this machine, as HAProxy's do, which passes on
-    what is sent to serving.grpc_port; and with a key for it, where there are keys, in the metadata as in a header.
+def admit(context: Any, door: Door, method: str) -> str | None:
+    """Who calls, None if anyone may. Forbidden or BadKey if a call is not let in: it must come from this machine, as
+    HAProxy's do, which passes on what is sent to serving.grpc_port; and with a key for it, where there are keys, in the
+    metadata as in a header.
     """
     if not is_loopback(peer := context.peer()):
         raise Forbidden(f"{peer} is not on this machine; ask at the server's own port for gRPC")
-    if (roles := roles_of(ACCESS.get(method, "operate"))) is not None:
-        metadata = context.invocation_metadata()
-        guard.check(presented((name.lower().encode(), _bytes(value)) for name, value in metadata), roles)
+    if (roles := roles_of(ACCESS.get(method, "operate"))) is None:
+        return None
+    metadata = context.invocation_metadata()
+    return door.caller([(name.lower().encode(), _bytes(value)) for name, value in metadata], roles)
+
+
+def add_to_server(servicer: Any, server: Any) -> None:
+    """Add both services to a gRPC server, as generated code does, but that requests arrive as bytes."""
+    for service in DESCRIPTORS:
+        handlers = {}
+        for method in service.methods:
+            ways = ("stream" if many else "unary" for many in (method.client_streaming, method.server_streaming))
+            handler = getattr(grpc, f"{'_'.join(ways)}_rpc_method_handler")
+            handlers[method.name] = handler(getattr(servicer, method.name), response_serializer=_written)
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+
+
+def parsed(method: str, data: bytes) -> Any:
+    """The message that a method was sent. BadInput if it is none of its kind."""
+    kind = REQUESTS[method]
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise BadInput(f"the message of {len(data):,} bytes is no {kind.DESCRIPTOR.name}") from error
+
+
+def _written(answer: Message) -> bytes:
+    data: bytes = answer.SerializeToString()
+    return data
 
 
 def _bytes(value: str | bytes) -> bytes:
@@ -112,11 +145,13 @@ def answering(kind: type[Said]) -> Callable[[Callable[[Any, Any], Awaitable[Said
     """
 
     def decorate(body: Callable[[Any, Any], Awaitable[Said]]) -> Callable[..., Awaitable[Said]]:
-        async def method(self: "Service", request: Any, grpc_context: Any) -> Said:
+        async def method(self: "Service", data: bytes, grpc_context: Any) -> Said:
             code = StatusCode.CANCELLED
             try:
-                admit(grpc_context, self.replica.parts.guard, body.__name__)
-                found = await body(self, request)
+                door = self.replica.parts.door
+                if (caller := admit(grpc_context, door, body.__name__)) is not None:
+                    door.count(caller)
+                found = await body(self, parsed(body.__name__, data))
                 code = StatusCode.OK
             except Exception as error:  # noqa: BLE001  told to the client, and logged if it is none of ours
                 code = _failed(grpc_context, error)
@@ -129,16 +164,6 @@ def answering(kind: type[Said]) -> Callable[[Callable[[Any, Any], Awaitable[Said
         return method
 
     return decorate
-
-
-def _let_in(context: Any, guard: Guard, method: str) -> bool:
-    """Whether a stream may begin; if not, the client is told."""
-    try:
-        admit(context, guard, method)
-    except LifelistError as error:
-        _failed(context, error)
-        return False
-    return True
 
 
 def _failed(context: Any, error: Exception) -> StatusCode:
@@ -226,12 +251,20 @@ class Service:
         """What a version says to images."""
         return await inferred(self.replica.parts, request)
 
-    async def ModelStreamInfer(self, requests: AsyncIterator[Any], grpc_context: Any) -> AsyncIterator[Any]:
-        """The same for one request after the other; an error is an answer, and the stream goes on."""
-        if not _let_in(grpc_context, self.replica.parts.guard, "ModelStreamInfer"):
+    async def ModelStreamInfer(self, messages: AsyncIterator[bytes], grpc_context: Any) -> AsyncIterator[Any]:
+        """The same for one request after the other, each counted; an error is an answer, and the stream goes on."""
+        door = self.replica.parts.door
+        try:
+            caller = admit(grpc_context, door, "ModelStreamInfer")
+        except LifelistError as error:
+            _failed(grpc_context, error)
             return
-        async for request in requests:
+        async for data in messages:
+            request = pb.ModelInferRequest()
             try:
+                if caller is not None:
+                    door.count(caller)
+                request = parsed("ModelStreamInfer", data)
                 found = pb.ModelStreamInferResponse(infer_response=await inferred(self.replica.parts, request))
                 code = StatusCode.OK
             except Exception as error:  # noqa: BLE001  told to the client, and logged if it is none of ours
@@ -256,10 +289,13 @@ class Service:
         status = health_pb2.HealthCheckResponse(status="SERVING" if ready else "NOT_SERVING")
         return health_pb2.HealthListResponse(statuses=dict.fromkeys(SERVICES, status))
 
-    async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
+    async def Watch(self, data: bytes, grpc_context: Any) -> AsyncIterator[Any]:
         """grpc.health.v1: not here; clients then ask `Check` from time to time."""
-        if _let_in(grpc_context, self.replica.parts.guard, "Watch"):
-            _failed(grpc_context, Unsupported("health is not watched here; ask Check"))
+        try:
+            admit(grpc_context, self.replica.parts.door, "Watch")
+            raise Unsupported("health is not watched here; ask Check")
+        except LifelistError as error:
+            _failed(grpc_context, error)
         answers: list[Any] = []
         for answer in answers:  # none; but it is a stream
             yield answer

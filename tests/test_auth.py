@@ -158,12 +158,12 @@ class Context:
 def test_every_grpc_method_lets_in_who_may_call_it_and_nobody_else(
     site: Site, callers: dict[str, dict[str, str]], method: str
 ) -> None:
-    guard = keys.Guard(site.settings.keys_file, anonymous=True)
+    door = auth.Door(keys.Guard(site.settings.keys_file, anonymous=True), 0)
     for caller, may in zip(CALLERS, WHO_BY_GRPC[method], strict=True):
         with contextlib.nullcontext() if may else pytest.raises(BadKey if caller == "nobody" else Forbidden):
-            by_grpc.admit(Context(callers[caller]), guard, method)
+            by_grpc.admit(Context(callers[caller]), door, method)
     with pytest.raises(Forbidden, match="not on this machine"):
-        by_grpc.admit(Context(callers["operate"], "ipv4:192.0.2.7:4711"), guard, method)
+        by_grpc.admit(Context(callers["operate"], "ipv4:192.0.2.7:4711"), door, method)
 
 
 def test_the_table_has_every_method_of_both_services() -> None:

@@ -20,6 +20,7 @@ from PIL import Image
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import classify, prediction
 from lifelist.serving.app import Replica
+from lifelist.serving.keys import Guard
 from lifelist.serving.options import ServingOptions
 
 KEY = bytes(32)
@@ -31,9 +32,9 @@ LIMITS = ServingOptions(
 class Site:
     """A replica and an event loop that it runs on; `post` is a client."""
 
-    def __init__(self, registry: Registry, options: ServingOptions = LIMITS) -> None:
+    def __init__(self, registry: Registry, options: ServingOptions = LIMITS, guard: Guard = OPEN) -> None:
         self.loop = asyncio.new_event_loop()
-        self.replica = Replica("one", registry, options, KEY, OPEN)
+        self.replica = Replica("one", registry, options, KEY, guard)
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         async def asked() -> httpx.Response:

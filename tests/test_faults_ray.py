@@ -22,9 +22,8 @@ from lifelist.deploy.workshop import open_workshop
 EPOCHS = 24  # of some tenths of a second each: time enough to be killed in
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    home = tmp_path_factory.mktemp("faults")
+def prepare(home: Path) -> None:
+    """A base of two colours, and settings for increments that take some seconds and pass their gate."""
     base = open_workshop(settings(home, network="resnet32", epochs=4))
     assert learn(base, "red", "green").state == "done"
     base.store.close()
@@ -47,6 +46,12 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             ]
         )
     )
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    home = tmp_path_factory.mktemp("faults")
+    prepare(home)
     with started(home) as server:
         yield server
 

@@ -255,7 +255,7 @@ def test_a_client_that_closes_its_side_before_the_answer_is_told_so_and_not_held
         connection.shutdown(socket.SHUT_WR)
         status, body = said(connection)
     assert status == 400
-    assert "the client closed its side too early" in json.loads(body)["error"]
+    assert "the client closed its sending side before the answer" in json.loads(body)["error"]
     eventually(lambda: counted(server, "lifelist_inflight_requests") == 0)
 
 

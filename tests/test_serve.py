@@ -105,7 +105,7 @@ def test_a_body_that_breaks_off_its_chunks_is_refused_in_json_by_haproxy_too(ser
         answer = b"".join(iter(lambda: connection.recv(4096), b"")).decode()
     assert answer.startswith("HTTP/1.1 400 ")
     assert "content-type: application/json" in answer
-    assert "the body is not as HTTP has it" in json.loads(answer.partition("\r\n\r\n")[2])["error"]
+    assert "the body is no HTTP" in json.loads(answer.partition("\r\n\r\n")[2])["error"]
 
 
 @pytest.mark.parametrize("path", ["/v1/health/live", "/v1/classes"])

@@ -224,6 +224,22 @@ def kill():
         os.kill(workers[-1], signal.SIGKILL)
 worker.train_beside(killed, kill, workers=2)
 
+orphaned = Path(sys.argv[2]) / "orphaned"
+def kill_trainer():
+    if "orphans" not in told and reached(orphaned, 2):
+        told["orphans"] = processes(b"ray::RayTrainWorker")
+        (trainer,) = processes(b"ray::Trainer")
+        os.kill(trainer, signal.SIGKILL)
+worker.train_beside(orphaned, kill_trainer, workers=2)
+from ray.util import placement_group_table
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline:
+    told["heirs"] = processes(b"ray::RayTrainWorker")
+    told["places"] = [row["state"] for row in placement_group_table().values() if row["state"] != "REMOVED"]
+    if not told["heirs"] + told["places"]:
+        break
+    time.sleep(0.1)
+
 def cancel():
     if reached(cancelled, 1):
         raise Cancelled("by a test")
@@ -247,10 +263,11 @@ ray.shutdown()
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Three increments by two workers of a real Ray, in a cluster whose CPUs are taken: one worker of the first is
-    killed, the second is cancelled, the third cannot be trained. What was seen, and in which folder."""
+    """Four increments by two workers of a real Ray, in a cluster whose CPUs are taken: one worker of the first is
+    killed, the trainer of the second, the third is cancelled, the fourth cannot be trained. What was seen, and in which
+    folder."""
     home = tmp_path_factory.mktemp("ray")
-    for name in ("killed", "cancelled", "broken"):
+    for name in ("killed", "orphaned", "cancelled", "broken"):
         write_task(home / name, replace(chain()[1], options=replace(SHARED, epochs=6)))
     (home / "broken" / "images.json").write_bytes(b"[]")
     command = [sys.executable, "-c", STORY, secrets.token_hex(8), str(home)]
@@ -260,10 +277,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found | {"home": home}
 
 
-def test_ray_train_ends_with_the_bits_of_one_worker_though_a_worker_is_killed_in_mid_epoch(
-    story: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("name", ["killed", "orphaned"])
+def test_ray_train_ends_with_the_bits_of_one_worker_though_a_worker_or_the_trainer_is_killed_in_mid_epoch(
+    story: dict[str, Any], tmp_path: Path, name: str
 ) -> None:
-    killed = story["home"] / "killed"
+    killed = story["home"] / name
     write_task(tmp_path, replace(chain()[1], options=replace(SHARED, epochs=6)))
     alone(tmp_path, 2)
     assert outcome(killed) == outcome(tmp_path)
@@ -278,6 +296,12 @@ def test_workers_of_ray_train_step_back_behind_serving_and_leave_nothing_behind(
     assert story["passive"] == [True, True]
     assert not (story["home"] / "killed" / "ray").exists()
     assert not (story["home"] / "ray_results").exists()
+
+
+def test_a_killed_trainer_leaves_no_worker_and_no_place_that_others_wait_for(story: dict[str, Any]) -> None:
+    assert len(story["orphans"]) == 2
+    assert story["heirs"] == []
+    assert story["places"] == []
 
 
 def test_a_cancelled_increment_ends_its_workers_too(story: dict[str, Any]) -> None:
