@@ -67,7 +67,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Path:
 
 @pytest.fixture(scope="module")
 def told(beside: Path) -> dict[str, Any]:
-    """What was seen: a trainer that is killed while it trains, then ended by its name, then one whose training fails."""
+    """Seen: a trainer that is killed while it trains, then ended by its name; then one whose training fails."""
     command = [sys.executable, "-c", STORY, str(beside)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert ran.returncode == 0, ran.stderr
