@@ -17,8 +17,9 @@ setup: .venv/ready
 demo: setup
 	$(BIN)/lifelist demo
 
+# Two files at a time: a test that starts a server mostly waits for it. tests/conftest.py says what goes together.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 .types: setup
 	mkdir -p .types/lifelist

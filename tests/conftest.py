@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import parts_server
 import pytest
@@ -15,6 +17,40 @@ from lifelist.exporter.registry import Registry
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads share two cores with servers here
 # A shell that runs us with `&` has ctrl-C ignored, and so would every program that a test starts, and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# `pytest -n 2` (make test) runs two files at once. Those with the shared server are one file to it: all in one process,
+# so that one server is started. They come first, then others of few but long tests: both processes end at about the
+# same time.
+SHARING = ("auth", "bad_requests", "classes_live", "client", "fuzz", "limits", "oip_clients", "serve", "soak")
+LONG = ("workers", "demo", "faults_ray", "streaming", "readme", "sidecar", "bench_accuracy", "bench_training", "faults")
+
+
+def _is_of(file: Path, names: Sequence[str]) -> bool:
+    return file.stem.removeprefix("test_") in names
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: (not _is_of(item.path, SHARING), not _is_of(item.path, LONG)))
+
+
+@pytest.fixture(autouse=True)
+def _named_if_sharing(request: pytest.FixtureRequest) -> None:
+    if "server" in request.fixturenames and not hasattr(request.module, "server"):
+        assert _is_of(request.path, SHARING), f"it uses the shared server: name its file in SHARING of {__file__}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return "those that share the server" if _is_of(Path(file), SHARING) else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -202,9 +202,19 @@ def test_two_processes_do_not_make_the_same_run_at_once(tmp_path: Path) -> None:
     assert not (tmp_path / "wa-0").exists()
 
 
+SHORTER = """
+import sys
+from dataclasses import replace
+from lifelist.benchmarks import protocols
+from lifelist.deploy.cli import main
+protocols.PROTOCOLS["tiny"] = replace(protocols.PROTOCOLS["tiny"], base=12, step=8, epochs=3)
+sys.exit(main(sys.argv[1:]))
+"""  # the command, with two increments of three epochs instead of four of eight
+
+
 def test_killed_with_several_jobs_nobody_goes_on_and_the_same_command_does(tmp_path: Path) -> None:
     line = f"bench accuracy --protocol tiny --method finetune,ncm --jobs 2 --seeds 0 --folder {tmp_path}"
-    command = [sys.executable, "-c", "import sys; from lifelist.deploy.cli import main; sys.exit(main(sys.argv[1:]))"]
+    command = [sys.executable, "-c", SHORTER]
     with subprocess.Popen([*command, *line.split()], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as first:
         try:
             until(lambda: (tmp_path / "runs" / "finetune-0" / "increment-1").exists(), 240)

@@ -5,20 +5,27 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
-from parts_training import TINY, tasks
+from parts_training import TINY, bic
 
 from lifelist.training import increment
-from lifelist.training.job import write_task
+from lifelist.training.job import Task, write_task
 
-SCRIPT = """
+STORY = """
 import json, os, signal, sys, time
 from pathlib import Path
 import ray
 ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+from lifelist.deploy import worker
 from lifelist.training import sidecar
 folder = Path(sys.argv[1])
+def there():
+    return any(actor["name"] == sidecar.NAME for actor in ray.util.list_named_actors(all_namespaces=True))
+
+worker.end_trainer()  # there is none, and that is no error
 trainer = sidecar.trainer()
 first = ray.get(trainer.process_id.remote())
 running = trainer.train.remote(str(folder))
@@ -32,58 +39,57 @@ niceness = {
     "trainer": os.getpriority(os.PRIO_PROCESS, second),
     "others": ray.get(ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0)).remote()),
 }
-print(json.dumps({"first": first, "second": second, "niceness": niceness}))
-ray.kill(sidecar.trainer(), no_restart=True)
+
+lives = [there()]
+worker.end_trainer()
+lives.append(there())
+try:
+    worker.train_beside(folder / "nothing", lambda: None)
+except Exception as error:
+    lives += [type(error).__name__, there()]
+print(json.dumps({"first": first, "second": second, "niceness": niceness, "lives": lives}))
 ray.shutdown()
 """
 
 
-def test_a_killed_trainer_comes_back_by_itself_and_ends_with_the_same_bits(tmp_path: Path) -> None:
-    task = replace(tasks()[0][0], options=replace(TINY, epochs=60))
-    for name in ("beside", "here"):
-        write_task(tmp_path / name, task)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "beside")]
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return replace(bic()[0][0], options=replace(TINY, epochs=60))
+
+
+@pytest.fixture(scope="module")
+def beside(tmp_path_factory: pytest.TempPathFactory, task: Task) -> Path:
+    """The folder of an increment that a trainer beside takes up; it is killed in the middle of that."""
+    folder = tmp_path_factory.mktemp("sidecar") / "beside"
+    write_task(folder, task)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(beside: Path) -> dict[str, Any]:
+    """Seen: a trainer that is killed while it trains, then ended by its name; then one whose training fails."""
+    command = [sys.executable, "-c", STORY, str(beside)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert ran.returncode == 0, ran.stderr
-    told = json.loads(ran.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
+    return found
+
+
+def test_a_killed_trainer_comes_back_by_itself_and_ends_with_the_same_bits(
+    told: dict[str, Any], task: Task, beside: Path, tmp_path: Path
+) -> None:
     assert told["first"] != told["second"]
     assert told["niceness"]["trainer"] > told["niceness"]["others"]
-    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "beside" / "events.jsonl").read_text().splitlines()]
+    epochs = [json.loads(line)["epoch"] for line in (beside / "events.jsonl").read_text().splitlines()]
     assert len(epochs) < 2 * 60  # it went on, and did not start anew
-    threads = json.loads((tmp_path / "beside" / "result" / "result.json").read_text())["software"]["device"]
+    threads = json.loads((beside / "result" / "result.json").read_text())["software"]["device"]
     if threads == f"cpu, {torch.get_num_threads()} threads":  # bits may differ where the work is cut otherwise
-        increment.run(tmp_path / "here")
-        weights = [(tmp_path / name / "result" / "checkpoint.safetensors").read_bytes() for name in ("beside", "here")]
+        write_task(tmp_path, task)
+        increment.run(tmp_path)
+        weights = [(folder / "result" / "checkpoint.safetensors").read_bytes() for folder in (beside, tmp_path)]
         assert weights[0] == weights[1]
 
 
-ENDED = """
-import json, sys
-from pathlib import Path
-import ray
-ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-from lifelist.deploy import worker
-from lifelist.training import sidecar
-def there():
-    return any(actor["name"] == sidecar.NAME for actor in ray.util.list_named_actors(all_namespaces=True))
-told = []
-worker.end_trainer()  # there is none, and that is no error
-ray.get(sidecar.trainer().process_id.remote())
-told.append(there())
-worker.end_trainer()
-told.append(there())
-try:
-    worker.train_beside(Path(sys.argv[1]), lambda: None)
-except Exception as error:
-    told += [type(error).__name__, there()]
-print(json.dumps(told))
-ray.shutdown()
-"""
-
-
-def test_a_trainer_is_ended_by_its_name_and_after_a_training_that_failed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", ENDED, str(tmp_path / "nothing")]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert ran.returncode == 0, ran.stderr
-    first, second, _, last = json.loads(ran.stdout.splitlines()[-1])
+def test_a_trainer_is_ended_by_its_name_and_after_a_training_that_failed(told: dict[str, Any]) -> None:
+    first, second, _, last = told["lives"]
     assert (first, second, last) == (True, False, False)
