@@ -92,17 +92,18 @@ def started(contender: Contender, model: Model, precision: str, flags: Sequence[
     flags: more words for its command. Conflict if something answered at its port before, or if what answers is not what
     was started; Failed, with what it printed, if it does not come up.
     """
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "home"
         folder.mkdir()
         command = [*contender.command(model, precision, port, folder), *flags]
-        with _running(command, port, contender.ready, folder) as url:
+        with running(command, port, contender.ready, folder) as url:
             yield url
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], port: int, ready: str, folder: Path) -> Iterator[str]:
+def running(command: Sequence[str], port: int, ready: str, folder: Path) -> Iterator[str]:
+    """The same for any command whose server listens at `port`, and answers at the path `ready` once it serves."""
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log:
         if _answers(url, ready):
@@ -126,8 +127,12 @@ def _running(command: Sequence[str], port: int, ready: str, folder: Path) -> Ite
 
 def _check_owner(process_id: int, port: int) -> None:
     """Conflict if what listens at the port is not a descendant of what was started."""
-    found = set(_listeners(port))
-    if not found or not any(_descends(owner, process_id) for owner in found):
+    found, ours = set[int](), None
+    while ours is None:
+        found = set(_listeners(port))
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # one ended just now: look again
+            ours = any(_descends(owner, process_id) for owner in found)
+    if not ours:
         raise Conflict(f"port {port} is answered by processes {sorted(found)}, of another server")
 
 
@@ -163,7 +168,8 @@ def _answers(url: str, path: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens at now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,16 +1,20 @@
 """Closed-loop load from wrk, a compiled generator: each client sends its next request when the last was answered."""
 
+import contextlib
 import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lifelist.exporter.errors import Missing
+from lifelist.exporter.errors import Failed, Missing
+
+LOOK_S = 0.25  # between two looks whether a load is to end
 
 # Reads every answer: a status other than 200, or classes other than the expected, count as wrong.
 SCRIPT = r"""
@@ -75,18 +79,20 @@ def run(
     pattern: str = "",
     expected: Sequence[int] | None = None,
     rate: float | None = None,
+    until: Callable[[], bool] | None = None,
 ) -> Load:
     """Send `body` from so many clients at once, each on a connection of its own, for so many seconds.
 
     pattern: a Lua pattern that captures the class ids in an answer; expected: those that are right, in their order;
     None: any. rate: about so many requests a second, each client resting between two; None: as many as are answered.
+    until: asked every now and then; as soon as it says so, the load ends before its time.
     """
     with tempfile.TemporaryDirectory() as folder:
         script, file = Path(folder, "load.lua"), Path(folder, "body")
         script.write_text(SCRIPT)
         file.write_bytes(body)
-        told = [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
-        command = [wrk(), "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script), *told, url]
+        lines = [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
+        command = [wrk(), "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script), *lines, url]
         environment = {
             "LOAD_BODY": str(file),
             "LOAD_PATTERN": pattern,
@@ -94,9 +100,9 @@ def run(
             "LOAD_EXPECTED": "any" if expected is None else ",".join(map(str, expected)),
         }
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | environment)
+        told = _told(command, environment, until)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("JSON "))
+    line = next(line for line in told.splitlines() if line.startswith("JSON "))
     found = json.loads(line.removeprefix("JSON "))
     took = found["microseconds"] / 1e6
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -108,3 +114,21 @@ def run(
         p99_ms=found["p99"] / 1000,
         generator_cores=busy / took,
     )
+
+
+def _told(command: Sequence[str], environment: Mapping[str, str], until: Callable[[], bool] | None) -> str:
+    """What the generator prints. Interrupted, it still sums up what it has seen."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment)) as process:
+        try:
+            while until is not None and process.poll() is None and not until():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(LOOK_S)
+            if process.poll() is None and until is not None:
+                process.send_signal(signal.SIGINT)
+            out, _ = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise Failed(f"wrk ended with {process.returncode}: {out[-500:]}")
+    return out

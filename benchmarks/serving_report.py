@@ -12,6 +12,9 @@ from lifelist.benchmarks.contenders import BARE, LIFELIST
 
 Facts = Mapping[str, Any]  # what serving.measure found
 TITLES = ("server", "clients", "images/s", "least … most", "of raw", "p50 ms", "p99 ms", "errors", "generator's cores")
+BESIDE_TITLES = (
+    "round", "p99 ms", "training", "ratio", "requests/s", "training", "errors", "training's s", "without load", "ratio"
+)  # fmt: skip
 R32, R32_BATCH = "resnet32 fp32, tensor", "resnet32 fp32, tensor × 32"
 R18, R18_INT8 = "resnet18 fp32, JPEG 500×375", "resnet18 int8, JPEG 500×375"
 
@@ -33,6 +36,8 @@ def line(facts: Facts) -> dict[str, float]:
         "batch32_of_raw": _of_raw(facts, R32_BATCH),
         "lone_client_latency_of_uvicorn": _latency(facts, R32),
     }
+    beside = facts.get("beside", {})
+    found |= {name: beside.get(name) for name in ("p99_while_training_of_idle", "enrol_seconds")}
     return {name: round(value, 3) for name, value in found.items() if value is not None}
 
 
@@ -86,6 +91,23 @@ def rows(facts: Facts, case: str) -> list[tuple[str, ...]]:
     return found
 
 
+def beside_rows(facts: Facts) -> list[tuple[str, ...]]:
+    """A line for each increment that was trained under load."""
+    return [
+        (
+            str(number),
+            *(f"{one[when]['p99_ms']:.1f}" for when in ("idle", "training")),
+            f"{one['training']['p99_ms'] / one['idle']['p99_ms']:.2f}",
+            *(f"{one[when]['requests'] / one[when]['seconds']:,.0f}" for when in ("idle", "training")),
+            str(one["idle"]["errors"] + one["training"]["errors"]),
+            f"{one['seconds']:.1f}",
+            f"{one['seconds_alone']:.1f}",
+            f"{one['seconds'] / one['seconds_alone']:.2f}",
+        )
+        for number, one in enumerate(facts["beside"]["rounds"], 1)
+    ]
+
+
 def _row(name: str, clients: str, rates: Sequence[float], limits: Sequence[float]) -> tuple[str, ...]:
     share = median(a / b for a, b in zip(rates, limits, strict=True))
     spread = f"{min(rates):,.0f} … {max(rates):,.0f}"
@@ -110,16 +132,35 @@ def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
     yield ""
     yield from markdown(("ratio", ""), [(name, f"{value:.2f}") for name, value in line(facts).items()])
     yield ""
-    yield f"![Images each second]({picture})"
+    if facts["raw"]:
+        yield f"![Images each second]({picture})"
     for case in facts["raw"]:
         yield ""
         yield f"## {case}"
         yield ""
         yield from markdown(TITLES, rows(facts, case))
+    if "beside" in facts:
+        yield ""
+        yield from _beside(facts)
     yield ""
     yield "How images travel: " + "; ".join(f"{name}, {how}" for name, how in facts["how"].items()) + "."
     yield ""
     yield f"By `{command}`, {machine['date']}, {machine['cores']} cores of {machine['processor']}, no GPU."
+
+
+def _beside(facts: Facts) -> Iterator[str]:
+    found = facts["beside"]
+    yield "## While it learns"
+    yield ""
+    yield (
+        f"A ResNet-32 that knows ten classes, PNG files, {found['peak_per_second']:,.0f} requests/s at most; asked for "
+        f"half as many. {found['enrolled']} new classes of {found['asked']['images']} images each could be named "
+        f"{found['enrol_seconds']:.2f} s after their images were posted, at worst after "
+        f"{found['enrol_seconds_worst']:.2f} s. Then all were trained for {found['asked']['epochs']} epochs: under "
+        f"the same load, which took {found['training_slowdown']:.2f} times as long as without any."
+    )
+    yield ""
+    yield from markdown(BESIDE_TITLES, beside_rows(facts))
 
 
 def rates_picture(path: Path, facts: Facts) -> None:

@@ -172,7 +172,7 @@ def streaming(decoded_gb: float, limit_gb: float, image_size: int, kind: Any, re
 
 
 @bench.command()
-@click.option("--cases", default="", help="Only those whose name has this in it: resnet18, int8 …")
+@click.option("--cases", default="", help="Only those whose name has this in it: resnet18, int8, learning …")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seconds", type=click.FloatRange(1), default=5.0, show_default=True, help="Of load in each cell.")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="LitServe, BentoML and MLServer too.")
@@ -182,11 +182,12 @@ def streaming(decoded_gb: float, limit_gb: float, image_size: int, kind: Any, re
 def serving(
     resolved: Resolved, cases: str, repeats: int, seconds: float, peers: bool, folder: Path | None, as_json: bool
 ) -> None:
-    """Load this server, the least that one can be, and others, beside ONNX Runtime alone.
+    """Load this server, the least that one can be, and others, beside ONNX Runtime alone; and this one while it learns.
 
     Makes a page, a picture and results.json. Peers are installed from the package index, each in an environment of its
     own. The load comes from wrk. The last line is one of JSON.
     """
+    from lifelist.benchmarks import beside
     from lifelist.benchmarks import serving as speed
     from lifelist.benchmarks import serving_report as report
     from lifelist.benchmarks.contenders import BARE, LIFELIST
@@ -195,19 +196,25 @@ def serving(
     place = folder or resolved.settings.home / "bench" / "serving"
     place.mkdir(parents=True, exist_ok=True)
     chosen = [case for case in speed.CASES if cases in case.name]
-    if not chosen:
-        raise BadInput(f"no case has {cases!r} in its name; there are {'; '.join(case.name for case in speed.CASES)}")
-    others = contenders(place / "environments", note) if peers else []
+    if not chosen and cases not in beside.CASE:
+        names = [*(case.name for case in speed.CASES), beside.CASE]
+        raise BadInput(f"no case has {cases!r} in its name; there are {'; '.join(names)}")
+    others = contenders(place / "environments", note) if peers and chosen else []
     asked = speed.Asked(
         contenders=[BARE, LIFELIST, *others], cases=chosen, repeats=repeats, seconds=seconds, folder=place / "models"
     )
     facts = speed.measure(asked, note)
-    report.rates_picture(place / "rates.png", facts)
+    if chosen:
+        report.rates_picture(place / "rates.png", facts)
+    if cases in beside.CASE:
+        facts["beside"] = beside.measure(beside.Asked(repeats=repeats, seconds=4 * seconds), note)
     (place / "README.md").write_text(report.page(facts, "rates.png", _command(folder)))
     (place / "results.json").write_text(json.dumps(facts, indent=1))
     if not as_json:
         for case in facts["raw"]:
             click.echo(f"{case}\n{table(report.TITLES, report.rows(facts, case))}\n")
+        if "beside" in facts:
+            click.echo(f"{beside.CASE}\n{table(report.BESIDE_TITLES, report.beside_rows(facts))}\n")
         click.echo(f"The page: {place / 'README.md'}\n")
     click.echo(json.dumps(report.line(facts)))
 

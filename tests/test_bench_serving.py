@@ -3,13 +3,14 @@
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from lifelist.benchmarks import index_report, index_size, load, serving_report, swaps
+from lifelist.benchmarks import beside, index_report, index_size, load, serving_report, swaps
 from lifelist.benchmarks.swaps import Answered, Swap
 from lifelist.exporter.errors import Missing
 
@@ -82,6 +83,15 @@ def test_a_load_can_be_held_to_a_rate(url: str) -> None:
     assert 20 < found.requests_per_second < 150  # without a rate it is a thousand, on a busy machine too
 
 
+@needs_wrk
+def test_a_load_ends_when_it_is_told_to(url: str) -> None:
+    began = time.monotonic()
+    found = loaded(url, lambda n: RIGHT, seconds=60, until=lambda: time.monotonic() > began + 1)
+    assert 0.9 < found.seconds < 20
+    assert found.errors == 0
+    assert 0 < found.requests == pytest.approx(Handler.number, abs=3)
+
+
 def test_without_the_generator_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(Missing, match="apt-get install wrk"):
@@ -146,6 +156,43 @@ def test_the_line_has_the_median_of_ratios_and_of_clients_the_worst() -> None:
         "resnet32_of_best_peer": 1.9,
         "lone_client_latency_of_uvicorn": 1.2,
     }
+
+
+def spell(requests: int, p99_ms: float) -> load.Load:
+    return load.Load(requests, 10.0, 0, 1.0, p99_ms, 0.1)
+
+
+def test_learning_beside_serving_is_in_the_line_and_on_the_page() -> None:
+    rounds = [
+        beside.Round(spell(5000, 10.0), spell(4900, 12.0), seconds=30.0, seconds_alone=20.0),
+        beside.Round(spell(5000, 10.0), spell(4900, 14.0), seconds=32.0, seconds_alone=20.0),
+    ]
+    found = beside.figures(1000, [0.2, 0.4, 0.3], rounds) | {"asked": {"images": 50, "epochs": 6}}
+    assert found["training_slowdown"] == 1.55
+    facts = {**FACTS, "beside": found}
+    line = serving_report.line(facts)
+    assert (line["p99_while_training_of_idle"], line["enrol_seconds"]) == (1.3, 0.3)
+    text = serving_report.page(facts, "rates.png", "lifelist bench serving")
+    assert "| 2 | 10.0 | 14.0 | 1.40 | 500 | 490 | 0 | 32.0 | 20.0 | 1.60 |" in text
+    assert "0.30 s after their images were posted, at worst after 0.40 s" in text
+    alone = serving_report.page({**facts, "cells": [], "raw": {}}, "rates.png", "lifelist bench serving")
+    assert "rates.png" not in alone  # there is no picture of no case
+
+
+@needs_wrk
+@pytest.mark.timeout(300)
+def test_a_server_is_measured_while_it_learns() -> None:
+    said: list[str] = []
+    asked = beside.Asked(repeats=1, seconds=2, epochs=1, classes=2, images=9)
+    found = beside.measure(asked, said.append)
+    (one,) = found["rounds"]
+    assert one["idle"]["errors"] == one["training"]["errors"] == 0
+    assert one["training"]["requests"] > 0
+    assert one["training"]["seconds"] == pytest.approx(one["seconds"], abs=5)  # as long as it trained, and no longer
+    rate = one["idle"]["requests"] / one["idle"]["seconds"]
+    assert 0 < rate < 0.8 * found["peak_per_second"]
+    assert found["enrolled"] == 2
+    assert 0 < found["enrol_seconds"] <= found["enrol_seconds_worst"]
 
 
 def test_the_page_shows_every_cell(tmp_path: Any) -> None:

@@ -1,6 +1,7 @@
 """The trainer under a real Ray: a process of its own, below serving's priority, that a SIGKILL does not stop."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,6 +40,10 @@ niceness = {
     "trainer": os.getpriority(os.PRIO_PROCESS, second),
     "others": ray.get(ray.remote(lambda: os.getpriority(os.PRIO_PROCESS, 0)).remote()),
 }
+policies = {
+    "trainer": os.sched_getscheduler(second),
+    "others": ray.get(ray.remote(lambda: os.sched_getscheduler(0)).remote()),
+}
 
 lives = [there()]
 worker.end_trainer()
@@ -47,7 +52,7 @@ try:
     worker.train_beside(folder / "nothing", lambda: None)
 except Exception as error:
     lives += [type(error).__name__, there()]
-print(json.dumps({"first": first, "second": second, "niceness": niceness, "lives": lives}))
+print(json.dumps({"first": first, "second": second, "niceness": niceness, "policies": policies, "lives": lives}))
 ray.shutdown()
 """
 
@@ -80,6 +85,7 @@ def test_a_killed_trainer_comes_back_by_itself_and_ends_with_the_same_bits(
 ) -> None:
     assert told["first"] != told["second"]
     assert told["niceness"]["trainer"] > told["niceness"]["others"]
+    assert told["policies"] == {"trainer": os.SCHED_IDLE, "others": os.SCHED_OTHER}
     epochs = [json.loads(line)["epoch"] for line in (beside / "events.jsonl").read_text().splitlines()]
     assert len(epochs) < 2 * 60  # it went on, and did not start anew
     threads = json.loads((beside / "result" / "result.json").read_text())["software"]["device"]

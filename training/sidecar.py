@@ -3,18 +3,17 @@
 import logging
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 
 from lifelist.exporter.errors import BadSetting, Unavailable
-from lifelist.training import increment
 
 NAME = "lifelist-trainer"
 NAMESPACE = "lifelist"
-NICENESS = 10  # more than that of any other Ray process: serving comes first
+NICENESS = 10  # more than that of any other Ray process, where there is no policy for what may wait
 MOST_DEATHS = 20  # of the trainer, or of workers, in one call (out of memory, say); then whoever called is told
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # no thread spins while it waits
@@ -41,7 +40,7 @@ class Trainer:
         """The increment in `folder`, to its end; what happens on the way stands in folder/events.jsonl."""
         log.info("training.started", extra={"facts": {"folder": folder, "workers": self.workers}})
         if self.workers == 1:
-            increment.run(Path(folder))
+            _increment(Path(folder))
         else:
             _train_together(Path(folder).absolute(), self.workers)
 
@@ -133,12 +132,25 @@ def _work(job: dict[str, str]) -> None:
     from ray.train import get_context
 
     _step_back(get_context().get_local_world_size())
-    increment.run(Path(job["folder"]))
+    _increment(Path(job["folder"]))
+
+
+def _increment(folder: Path) -> None:
+    from lifelist.training import increment  # here, with torch: seconds of work, after stepping back
+
+    increment.run(folder)
 
 
 def _step_back(workers: int) -> None:
-    """Serving comes first: lower the priority of this thread, and of those that it starts; share out the cores."""
+    """Serving comes first: this thread, and those that it starts, take the time that nobody else wants.
+
+    Niceness alone would share it: what serves, and wakes up, then waits for a slice of the trainer's to end.
+    """
     os.nice(NICENESS)
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    import torch
+
     # One core stays free: threads that wait for one another come to a halt as soon as one of them shares a core.
     torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // workers))
 
