@@ -68,7 +68,7 @@ def loader(registry: Registry, options: ServingOptions, threads: int, lanes: int
             precision=options.precision,
             share=share,
         )
-        loaded.warm((1, 2, min(8, options.max_batch), options.max_batch))
+        loaded.warm((1, min(8, options.max_batch)))  # a full batch would take the cores from those who are answered now
         return loaded
 
     return load
