@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # `pytest -n 2` (make test) runs two files at once. Those with the shared server are one file to it: all in one process,
-# so that one server is started. They come first, then others of few but long tests: both processes end at about the
-# same time.
+# so that one server is started, and in this order (serve kills replicas, and others then have other ports). They come
+# first, then others of few but long tests: both processes end at about the same time.
 SHARING = ("auth", "bad_requests", "classes_live", "client", "fuzz", "limits", "oip_clients", "serve", "soak")
 LONG = ("workers", "demo", "faults_ray", "streaming", "readme", "sidecar", "bench_accuracy", "bench_training", "faults")
 
 
-def _is_of(file: Path, names: Sequence[str]) -> bool:
-    return file.stem.removeprefix("test_") in names
+def _place(file: Path) -> int:
+    first, name = (*SHARING, *LONG), file.stem.removeprefix("test_")
+    return first.index(name) if name in first else len(first)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (not _is_of(item.path, SHARING), not _is_of(item.path, LONG)))
+    items.sort(key=lambda item: _place(item.path))
 
 
 @pytest.fixture(autouse=True)
 def _named_if_sharing(request: pytest.FixtureRequest) -> None:
     if "server" in request.fixturenames and not hasattr(request.module, "server"):
-        assert _is_of(request.path, SHARING), f"it uses the shared server: name its file in SHARING of {__file__}"
+        assert _place(request.path) < len(SHARING), f"it uses the shared server: name its file in SHARING of {__file__}"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -47,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             file: str = super()._split_scope(nodeid)
-            return "those that share the server" if _is_of(Path(file), SHARING) else file
+            return "those that share the server" if _place(Path(file)) < len(SHARING) else file
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
