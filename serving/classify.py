@@ -88,12 +88,12 @@ class _WholePath:
 class _Short:
     """Queries for `classify` go there at once; for the others a router finds out what they are."""
 
-    def __init__(self, classify: "Classify", others: ASGIApp) -> None:
-        self.classify, self.others = classify, others
+    def __init__(self, classify: "Classify", inner: ASGIApp) -> None:
+        self.classify, self.inner = classify, inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
-            await self.others(scope, receive, send)
+            await self.inner(scope, receive, send)
             return
         try:
             response = await self.classify.answered(Request(scope, receive))

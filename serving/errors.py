@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
@@ -51,6 +51,7 @@ STATUS: dict[type[Exception], int] = {  # the nearest class that an error is of 
 # fmt: on
 
 INTERNAL = "internal error; the server's log has it under request id {request_id}"
+LEFT = "the client closed its sending side before the answer"
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 PLACES = ("body", "query", "path", "header")  # how FastAPI begins a location
 ALTERNATIVE = "constrained-"  # how pydantic begins its name for a type of several, as the last part of a location
@@ -80,7 +81,9 @@ def http_as_json(request: Request, error: Exception) -> JSONResponse:
     """What the router refuses by itself: 404, 405 and the like."""
     assert isinstance(error, HTTPException)
     path = request.url.path
-    if error.status_code == 404 and error.detail in ("Not Found", ""):
+    if isinstance(error.__cause__, ClientDisconnect):  # while the body was read
+        message = LEFT
+    elif error.status_code == 404 and error.detail in ("Not Found", ""):
         message = f"there is no {path} here; see /docs"
     elif error.status_code == 405:
         allowed = ", ".join(_methods(request))

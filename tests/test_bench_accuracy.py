@@ -64,11 +64,12 @@ def test_old_and_new_classes_are_predicted_as_often_as_they_are_there(runs: dict
     confusion = runs["bic"]["heads"]["linear"]["confusion"]
     said = [(int(answer), count) for row in confusion.values() for answer, count in row.items()]
     new = sum(count for answer, count in said if answer >= 16) / sum(count for _, count in said)
-    assert new == pytest.approx(0.2, rel=0.1)  # uniform: 4 of 20 classes
     corrected, uncorrected, _ = rows([runs["bic"]])
     assert corrected.answers_new == (pytest.approx(100 * new),)
     assert corrected.images_new == pytest.approx(20, abs=0.5)
-    assert uncorrected.answers_new[0] > 1.1 * corrected.images_new  # the stripe of new classes
+    stripe = uncorrected.answers_new[0] - corrected.images_new  # of new classes, in the picture of confusions
+    assert stripe > 2
+    assert abs(corrected.answers_new[0] - corrected.images_new) < stripe / 2
 
 
 def test_a_page_two_pictures_and_the_figures_are_left(folder: Path, runs: dict[str, Run]) -> None:

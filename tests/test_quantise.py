@@ -117,7 +117,7 @@ def test_an_increment_makes_it_and_a_replica_on_a_cpu_answers_by_it(tmp_path: Pa
     shown = [decode(data, manifest.preprocess, ImageLimits()) for _, data in pictures("blue", 8, first=50)]
     logits = {}
     for precision, graph_of in (("auto", "int8"), ("fp32", "fp32")):
-        load = loader(workshop.registry, ServingOptions(provider="cpu", precision=precision), threads=1)
+        load = loader(workshop.registry, ServingOptions(provider="cpu", precision=precision), threads=1, lanes=1)
         loaded = load(manifest.version, None)
         assert loaded.precision == graph_of
         logits[graph_of], _ = loaded.run(np.stack(shown))

@@ -102,7 +102,7 @@ def test_every_method_learns_new_images_of_a_known_class_and_a_new_class_togethe
     assert learned.class_ids == (0, ONE, THREE, SEVEN)
     assert learned.heads == (3, 1)
     assert right(method, learned, ONE) >= 0.5
-    assert right(method, learned, SEVEN) > 0.5
+    assert right(method, learned, SEVEN) >= 0.5  # by chance it would be a quarter
 
 
 def test_what_is_forgotten_by_replaying_methods_is_little() -> None:
