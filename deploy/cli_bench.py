@@ -314,8 +314,8 @@ def fuzz(resolved: Resolved, inputs: int, seed: int, only: str, as_json: bool) -
     chosen = bad_requests.chosen(only, grpc=True)
     with digits_server(resolved.settings, note, replicas=2, grpc_port=grpc_port) as server:
         found = bad_requests.run(server.url, inputs, seed, grpc_address=server.grpc, only=chosen, tell=note)
-    if not as_json:
-        click.echo("\n".join(found.failures[:100]))
+    for failure in () if as_json else found.failures[:100]:
+        click.echo(failure)
     click.echo(json.dumps({"bench": "fuzz", "seed": seed} | found.line()))
     return 1 if found.failures else 0
 
