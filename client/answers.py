@@ -27,6 +27,8 @@ class ImageAnswer(TypedDict):
 
     prediction_id: str
     classes: list[Scored]
+    unknown_score: float | None  # share of known images that look more known; None: the version was not calibrated
+    unknown: NotRequired[bool | None]  # where it was asked for, by unknown_at or the settings
 
 
 class Timing(TypedDict):
@@ -233,6 +235,14 @@ class Int8(TypedDict):
     message: str
 
 
+class KnownScores(TypedDict):
+    """Quantiles of how known held-out images look, by kind of answer; unknown scores are read from them."""
+
+    images: int
+    linear: list[float]
+    nearest_mean: list[float]
+
+
 class Parity(TypedDict):
     """How well graph and network agree."""
 
@@ -270,6 +280,7 @@ class Version(TypedDict):
     bias: BiasCorrection | None
     parity: Parity | None
     int8: Int8 | None
+    known_scores: KnownScores | None
     gate: list[Check]
     options: Json
     results: Json

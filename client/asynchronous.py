@@ -62,9 +62,16 @@ class AsyncClient:
 
     # ------------------------------------------------------------------------------------------------ queries
 
-    async def classify(self, images: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
+    async def classify(
+        self,
+        images: Images,
+        top_k: int | None = None,
+        answer: str | None = None,
+        *,
+        unknown_at: float | None = None,
+    ) -> Classified:
         """The classes of each image, best first; one query, and one version answers it."""
-        return await self._send(routes.classify(list(each(images)), top_k, answer))
+        return await self._send(routes.classify(list(each(images)), top_k, answer, unknown_at))
 
     async def classify_many(
         self,
@@ -72,6 +79,7 @@ class AsyncClient:
         top_k: int | None = None,
         answer: str | None = None,
         *,
+        unknown_at: float | None = None,
         batch: int = 64,
         batch_bytes: int = QUERY_BYTES,
         concurrency: int = 4,
@@ -83,7 +91,8 @@ class AsyncClient:
                 if len(under_way) == concurrency:
                     for one in routes.named(await under_way.popleft()):
                         yield one
-                under_way.append(asyncio.create_task(self._send(routes.classify(some, top_k, answer))))
+                asked = routes.classify(some, top_k, answer, unknown_at)
+                under_way.append(asyncio.create_task(self._send(asked)))
             while under_way:
                 for one in routes.named(await under_way.popleft()):
                     yield one

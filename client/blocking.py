@@ -69,13 +69,21 @@ class Client:
 
     # ------------------------------------------------------------------------------------------------ queries
 
-    def classify(self, images: Images, top_k: int | None = None, answer: str | None = None) -> Classified:
+    def classify(
+        self,
+        images: Images,
+        top_k: int | None = None,
+        answer: str | None = None,
+        *,
+        unknown_at: float | None = None,
+    ) -> Classified:
         """The classes of each image, best first; one query, and one version answers it.
 
         images: one or many of: a path, bytes, (name, bytes), uint8 pixels H×W×3, a PIL image; or pixels N×H×W×3.
         answer: "linear" or "nearest_mean"; unless given, what the live version says.
+        unknown_at: share of known images that may be called unknown, so that those of no known class are.
         """
-        return self._send(routes.classify(list(each(images)), top_k, answer))
+        return self._send(routes.classify(list(each(images)), top_k, answer, unknown_at))
 
     def classify_many(
         self,
@@ -83,6 +91,7 @@ class Client:
         top_k: int | None = None,
         answer: str | None = None,
         *,
+        unknown_at: float | None = None,
         batch: int = 64,
         batch_bytes: int = QUERY_BYTES,
     ) -> Iterator[Named]:
@@ -91,7 +100,7 @@ class Client:
         At most `batch` images, and about `batch_bytes`, go in one query.
         """
         for some in batches(images, batch, batch_bytes):
-            yield from routes.named(self._send(routes.classify(some, top_k, answer)))
+            yield from routes.named(self._send(routes.classify(some, top_k, answer, unknown_at)))
 
     def classes(self) -> Classes:
         """Every class that the live version knows."""

@@ -41,9 +41,11 @@ def _get(path: str, kind: type[T]) -> Request[T]:
     return _asking("GET", path, kind, repeatable=True)
 
 
-def classify(some: Sequence[Image], top_k: int | None, answer: str | None) -> Request[Classified]:
+def classify(
+    some: Sequence[Image], top_k: int | None, answer: str | None, unknown_at: float | None
+) -> Request[Classified]:
     """The classes of these images, in one query."""
-    asked = {"top_k": top_k, "answer": answer}
+    asked = {"top_k": top_k, "answer": answer, "unknown_at": unknown_at}
     params = {name: value for name, value in asked.items() if value is not None}
     return _asking("POST", "/v1/classify", Classified, repeatable=True, params=params, **images.body(some))
 

@@ -147,7 +147,7 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     loaded, live = session.load(candidates, candidate.version), workshop.live
     waiting = enrol.waiting_images(workshop, candidate, live)
     held = enrol.held_out(candidates, candidate)
-    classes, files = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live), held)
+    classes, files, known = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live), held)
     present = {entry.id for entry in classes}
     absent = [entry for entry in live.entries if entry.id not in present] if live else []
     dropped = {entry.id for entry in candidate.former}
@@ -164,6 +164,7 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
         candidate,
         parent=parent,
         classes=classes,
+        known_scores=known,
         former=tuple(entry for entry in absent if not entry.active),
         default_answer="nearest_mean" if waiting else candidate.default_answer,
         parity=Parity(**rollout.facts["parity"]),

@@ -122,7 +122,10 @@ def _check_target(called: Names, entry: ClassEntry) -> None:
 
 
 def _draft(workshop: Workshop, live: Manifest, after: ClassEntry) -> tuple[Manifest, dict[str, bytes]]:
-    """(draft, files that it does not share): `live` with this entry in the place of the one it has."""
+    """(draft, files that it does not share): `live` with this entry in the place of the one it has.
+
+    Its known scores are live's: of all held-out images and classes, even where one is retired or merged now.
+    """
     draft = replace(live, created_at=now(), kind="change", parent=live.version)
     if after.active and any(entry.id == after.id for entry in live.former):
         return _enrolled_again(workshop, draft, after)
@@ -146,9 +149,11 @@ def _enrolled_again(workshop: Workshop, draft: Manifest, after: ClassEntry) -> t
         )
     used = enrol.sources(registry, draft)
     loaded, held = session.load(registry, draft.version), enrol.held_out(registry, draft)
-    classes, files = enrol.with_means(workshop, loaded, {**used, after.id: images}, used, names(workshop, rest), held)
+    waiting = {**used, after.id: images}
+    classes, files, known = enrol.with_means(workshop, loaded, waiting, used, names(workshop, rest), held)
     back = replace(classes[-1], name=after.name, aliases=after.aliases)
-    return replace(rest, classes=(*classes[:-1], back), default_answer="nearest_mean", results={}, gate=()), files
+    draft = replace(rest, classes=(*classes[:-1], back), known_scores=known, default_answer="nearest_mean")
+    return replace(draft, results={}, gate=()), files
 
 
 def _publish(registry: Registry, live: Manifest, draft: Manifest, files: Mapping[str, bytes]) -> Manifest:

@@ -265,9 +265,50 @@ def index_(resolved: Resolved, dim: int, most: int, folder: Path | None, as_json
     click.echo(json.dumps({"chosen": facts["chosen"], "rows": facts["rows"]}))
 
 
-def _command(folder: Path | None) -> str:
+@bench.command()
+@click.option("--data", default="turned-digits", show_default=True, help="CIFAR-100 as Parquet, or other images.")
+@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Of the base.")
+@click.option("--images", default="5,20,100", show_default=True, help="Of a class that is enrolled: counts.")
+@click.option("--image-size", type=click.IntRange(8), default=32, show_default=True, help="Pixels in each direction.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the base, the page and the picture go.")
+@json_option
+@click.pass_obj
+def newclasses(
+    resolved: Resolved, data: str, epochs: int, images: str, image_size: int, folder: Path | None, as_json: bool
+) -> None:
+    """Leave a fifth of the classes out: are they told from known ones, and named once they are enrolled?
+
+    Makes a page, a picture and results.json. Stopped at any moment, the same command goes on from the last epoch of the
+    base. The last line is one of JSON.
+    """
+    from lifelist.benchmarks import newclasses as experiment
+    from lifelist.benchmarks import newclasses_report as report
+
+    asked = experiment.Asked(
+        data=data,
+        epochs=epochs,
+        image_size=image_size,
+        images=_numbers("--images", images),
+        device=resolved.settings.training.device,
+    )
+    place = folder or resolved.settings.home / "bench" / "newclasses"
+    place.mkdir(parents=True, exist_ok=True)
+    with following() as show:
+        facts = experiment.measure(asked, place, note, lambda event: show(event["kind"], event))
+    report.picture(place / "newclasses.png", facts)
+    (place / "README.md").write_text(report.page(facts, "newclasses.png", _command(folder, data)))
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
+    if not as_json:
+        parts = [table(report.UNKNOWN_TITLES, report.unknown_rows(facts))]
+        parts += [table(report.ENROLLED_TITLES, report.enrolled_rows(facts)), f"The page: {place / 'README.md'}", ""]
+        click.echo("\n\n".join(parts))
+    click.echo(json.dumps(facts["line"]))
+
+
+def _command(folder: Path | None, data: str = "") -> str:
     """What was typed, without this machine's paths."""
-    return shlex.join(["lifelist", *("FOLDER" if word == str(folder) else word for word in sys.argv[1:])])
+    names = {str(folder): "FOLDER"} | ({data: "PATH"} if Path(data).exists() else {})
+    return shlex.join(["lifelist", *(names.get(word, word) for word in sys.argv[1:])])
 
 
 @bench.command()

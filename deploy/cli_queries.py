@@ -1,10 +1,11 @@
 """The commands that talk to a running server about images: classify, examples, feedback."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from lifelist.client.answers import Added
+from lifelist.client.answers import Added, Named
 from lifelist.client.images import images_in, labelled
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import connected, json_option, progress, result
@@ -14,28 +15,43 @@ from lifelist.deploy.terminal import connected, json_option, progress, result
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top-k", type=int, help="Classes to name for each image; unless given, the server's own number.")
 @click.option("--answer", help="linear or nearest_mean; unless given, what the live version says.")
+@click.option("--unknown-at", type=float, help="Share of known images that may be called unknown, such as 0.05.")
 @json_option
 @click.pass_obj
 def classify(
-    resolved: Resolved, images: tuple[Path, ...], top_k: int | None, answer: str | None, as_json: bool
+    resolved: Resolved,
+    images: tuple[Path, ...],
+    top_k: int | None,
+    answer: str | None,
+    unknown_at: float | None,
+    as_json: bool,
 ) -> None:
     """Ask the server what is on IMAGES: files or folders."""
     files = [file for path in images for file in images_in(path)]
     limits = resolved.settings.serving
-    value = []
+    value: list[dict[str, Any]] = []
+    lines = []
     with connected(resolved.settings) as client, progress("classified", len(files), "image") as bar:
         found = client.classify_many(
-            files, top_k, answer, batch=min(64, limits.max_images), batch_bytes=limits.max_body_bytes // 2
+            files,
+            top_k,
+            answer,
+            unknown_at=unknown_at,
+            batch=min(64, limits.max_images),
+            batch_bytes=limits.max_body_bytes // 2,
         )
         for file, one in zip(files, found, strict=True):
             value.append({"file": str(file), **one})
+            lines.append(_line(file, one))
             bar.by(1)
-    lines = [
-        f"{one['file']}: " + ", ".join(f"{c['name']} {c['score']:.3f}" for c in one["classes"])  # type: ignore[attr-defined]
-        + f"  (version {one['version']}, {one['answer']})\n    prediction {one['prediction_id']}"
-        for one in value
-    ]  # fmt: skip
     result(value, "\n".join(lines), as_json)
+
+
+def _line(file: Path, one: Named) -> str:
+    classes = ", ".join(f"{scored['name']} {scored['score']:.3f}" for scored in one["classes"])
+    unknown = "unknown; of known classes " if one.get("unknown") else ""
+    by = f"(version {one['version']}, {one['answer']})"
+    return f"{file}: {unknown}{classes}  {by}\n    prediction {one['prediction_id']}"
 
 
 @click.group()

@@ -151,6 +151,7 @@ def _told(manifest: Manifest, refs: list[str]) -> str:
         table(["answer", "all", "old", "new"], kinds) if kinds else "",
         table(["gate", "verdict", "found", "limit", ""], checks) if checks else "",
         _int8(manifest.int8),
+        f"unknown scores are calibrated on {known.images} held-out images" if (known := manifest.known_scores) else "",
         table(["file", "bytes", "sha256"], files),
     ]
     return "\n\n".join(part for part in parts if part)

@@ -15,10 +15,11 @@ from lifelist.deploy.workshop import EVALUATION, HELD_OUT, Workshop
 from lifelist.exporter import index, provisional, session
 from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.fold import Floats, unit
-from lifelist.exporter.manifest import ClassEntry, Manifest, VersionKind
+from lifelist.exporter.manifest import ClassEntry, KnownScores, Manifest, VersionKind
 from lifelist.exporter.preprocess import Pixels
 from lifelist.exporter.provisional import HeldOut, Provisional
 from lifelist.exporter.registry import Registry
+from lifelist.exporter.unknowns import calibrate
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources)
     """What `live` says of itself and holds for its model is taken over; figures and verdict were of other classes."""
     registry = workshop.registry
     loaded, held = session.load(registry, live.version), held_out(registry, live)
-    classes, files = with_means(workshop, loaded, wanted, used, names(workshop, live), held)
+    classes, files, known = with_means(workshop, loaded, wanted, used, names(workshop, live), held)
     draft = replace(
         live,
         created_at=now(),
@@ -86,6 +87,7 @@ def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources)
         parent=live.version,
         default_answer="nearest_mean",
         classes=classes,
+        known_scores=known,
         results={},
         gate=(),
     )
@@ -136,11 +138,12 @@ def with_means(
     used: Sources,
     called: Names,
     held: HeldOut | None,
-) -> tuple[tuple[ClassEntry, ...], dict[str, bytes]]:
-    """(classes, files) of a version that answers as `loaded` does, and names the `waiting` classes by their means.
+) -> tuple[tuple[ClassEntry, ...], dict[str, bytes], KnownScores | None]:
+    """(classes, files, known scores) of a version that answers as `loaded` does, and the `waiting` classes by means.
 
     A mean that `loaded` has of just the same images (`used`) is taken over; the others are computed, with its model.
-    What is said of the classes is what live says (`called`). With `held`, they have provisional rows too.
+    What is said of the classes is what live says (`called`). With `held`, they have provisional rows too, and the
+    known scores are of held-out images beside all these means and rows.
     """
     model = loaded.manifest
     known = dict(zip(loaded.means.ids, loaded.means.means(), strict=True))
@@ -154,14 +157,19 @@ def with_means(
     following = 1 + max(entry.increment for entry in model.trained)
     enrolled = [ClassEntry(class_id, called.known(class_id).name, "enrolled", following) for class_id in waiting]
     classes = tuple(called.entry(entry) for entry in (*model.trained, *enrolled))
+    stacked = np.stack(means)
     files = {
-        session.MEANS: index.build([entry.id for entry in classes], np.stack(means)),
+        session.MEANS: index.build([entry.id for entry in classes], stacked),
         ENROLLED: json.dumps({str(class_id): list(ids) for class_id, ids in waiting.items()}).encode(),
     }
-    if held is not None and enrolled:
-        scale, offset = held.fit(unit(means[-len(enrolled) :]), workshop.settings.examples.provisional_loss)
-        files[provisional.FILE] = Provisional(tuple(waiting), scale, offset).as_bytes()
-    return classes, files
+    if held is None:
+        return classes, files, None
+    rows = None
+    if enrolled:
+        scale, offset = held.fit(unit(stacked[-len(enrolled) :]), workshop.settings.examples.provisional_loss)
+        rows = Provisional(tuple(waiting), scale, offset)
+        files[provisional.FILE] = rows.as_bytes()
+    return classes, files, calibrate(held, unit(stacked), rows)
 
 
 def held_out(registry: Registry, version: Manifest) -> HeldOut | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from lifelist.exporter.errors import BadManifest, Corrupt
 
 SCHEMA_VERSION = 1
+QUANTILES = 101
 _UNSEEN = ("Cc", "Cs")  # Unicode's categories of control characters and of halves of a pair
 
 ClassState = Literal["trained", "enrolled"]  # has a row in the last layer | has a class mean only
@@ -142,6 +143,21 @@ class Int8:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownScores:
+    """How known held-out images look, by kind of answer: quantiles, evenly spaced, the least first (unknowns.py)."""
+
+    images: int
+    linear: tuple[float, ...]  # of the largest logit
+    nearest_mean: tuple[float, ...]  # of the cosine similarity to the nearest mean
+
+    def __post_init__(self) -> None:
+        for name in ("linear", "nearest_mean"):
+            found = getattr(self, name)
+            if len(found) != QUANTILES or list(found) != sorted(found):
+                raise BadManifest(f"known scores are {QUANTILES} quantiles that rise; {name} has {len(found)}: {found}")
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One line of the gate: what was asked, what was found."""
 
@@ -171,6 +187,7 @@ class Manifest:
     bias: BiasCorrection | None = None
     parity: Parity | None = None
     int8: Int8 | None = None
+    known_scores: KnownScores | None = None  # None: made before there were any, or with too few held-out images
     gate: tuple[Check, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters, seeds included
     results: Mapping[str, Any] = field(default_factory=dict)  # held-out data: {"linear": {…}, "nearest_mean": {…}}

@@ -16,11 +16,12 @@ from lifelist.exporter import index, provisional
 from lifelist.exporter.errors import BadImage, BadSetting, Corrupt
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS, inspect
-from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.manifest import AnswerKind, Manifest
 from lifelist.exporter.preprocess import Pixels
 from lifelist.exporter.provisional import Provisional
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.rows import Rows
+from lifelist.exporter.unknowns import unknown_scores
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,20 @@ class Loaded:
         for class_id, score in ranking:
             found.setdefault(self._merged.get(class_id, class_id), score)
         return list(found.items())
+
+    def unknown_scores(
+        self, kind: AnswerKind, logits: Floats, rankings: Sequence[Ranking]
+    ) -> npt.NDArray[np.float64] | None:
+        """For each image how unlike a known one it looks to this kind of answer, 0 … 1 (unknowns.py).
+
+        logits: N×C, as `run` gives them; rankings: N, of that kind. None if the version was not calibrated.
+        """
+        if (known := self.manifest.known_scores) is None:
+            return None
+        if kind == "nearest_mean":
+            return unknown_scores([ranking[0][1] for ranking in rankings], known.nearest_mean)
+        answering = logits if self.rows.order is None else logits[:, self.rows.order]
+        return unknown_scores(answering.max(axis=1), known.linear)
 
     def warm(self, batches: Sequence[int] = (1, 8, 32)) -> float:
         """Answer batches of these sizes, so that the first real one is as fast as the rest. Seconds that it took."""

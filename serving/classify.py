@@ -28,13 +28,13 @@ from lifelist.serving.body import Encoded, Images, Intake
 from lifelist.serving.errors import HANDLERS, as_json
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
-from lifelist.serving.numbers import natural
+from lifelist.serving.numbers import natural, share
 from lifelist.serving.options import ServingOptions
 from lifelist.serving.repository import Repository
 from lifelist.serving.statistics import Statistics
 
 PATH = "/v1/classify"
-PARAMETERS = ("top_k", "answer", "shape")
+PARAMETERS = ("top_k", "answer", "shape", "unknown_at")
 LARGEST_TOP_K = 10_000
 MOVED = f"{PATH}/v2/"  # where HAProxy puts other queries, since Ray Serve lets in nothing beside the prefix
 
@@ -133,7 +133,8 @@ class Classify:
                 "total_seconds": answered - began,
             }
             response = JSONResponse(
-                _content(answer, parts, timing), headers={"X-Lifelist-Version": str(answer.loaded.version)}
+                _content(answer, parts, timing, asked.unknown_at),
+                headers={"X-Lifelist-Version": str(answer.loaded.version)},
             )
             counted.answered(answer, decode_s, time.perf_counter() - answered)
         return response
@@ -165,6 +166,7 @@ class _Asked:
     top_k: int
     answer: AnswerKind | None
     shape: str | None
+    unknown_at: float
 
 
 def _asked(query: Sequence[tuple[str, str]], options: ServingOptions) -> _Asked:
@@ -182,7 +184,10 @@ def _asked(query: Sequence[tuple[str, str]], options: ServingOptions) -> _Asked:
     answer = given.get("answer")
     if answer is not None and answer not in get_args(AnswerKind):
         raise BadInput(f"answer should be {' or '.join(get_args(AnswerKind))}, not {answer[:80]!r}")
-    return _Asked(top_k, cast(AnswerKind | None, answer), given.get("shape"))
+    unknown_at = share(given["unknown_at"]) if "unknown_at" in given else options.unknown_at
+    if unknown_at is None:
+        raise BadInput(f"unknown_at should be a share from 0 to 1, such as 0.05, not {given['unknown_at'][:80]!r}")
+    return _Asked(top_k, cast(AnswerKind | None, answer), given.get("shape"), unknown_at)
 
 
 async def _pixels(parts: Parts, sent: Images, preprocess: Preprocess) -> Pixels:
@@ -233,13 +238,17 @@ def sealed_ids(parts: Parts, answer: Answer) -> list[str]:
     return ids
 
 
-def _content(answer: Answer, parts: Parts, timing: Mapping[str, float]) -> dict[str, Any]:
+def _content(answer: Answer, parts: Parts, timing: Mapping[str, float], unknown_at: float) -> dict[str, Any]:
     """The answer as JSON."""
     names = parts.live.names(answer.loaded)
+    unknown = [None] * len(answer.rankings) if answer.unknown is None else answer.unknown.round(6).tolist()
     images = []
-    for ranking, sealed in zip(answer.rankings, sealed_ids(parts, answer), strict=True):
+    for ranking, sealed, score in zip(answer.rankings, sealed_ids(parts, answer), unknown, strict=True):
         classes = [{"id": class_id, "name": names[class_id], "score": round(score, 6)} for class_id, score in ranking]
-        images.append({"prediction_id": sealed, "classes": classes})
+        image = {"prediction_id": sealed, "classes": classes, "unknown_score": score}
+        if unknown_at:
+            image["unknown"] = None if score is None else score > 1 - unknown_at
+        images.append(image)
     return {
         "version": answer.loaded.version,
         "answer": answer.kind,

@@ -195,6 +195,7 @@ OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
     "probabilities": lambda said: said.answer.loaded.probabilities(said.answer.logits).astype(np.float32),
     "similarities":  lambda said: said.answer.loaded.similarities(said.answer.embedding),
     "embedding":     lambda said: said.answer.embedding,
+    "unknown_score": lambda said: cast(Array, said.answer.unknown).astype(np.float32),
 }
 # fmt: on
 COLUMNS: dict[str, Callable[[Manifest], Sequence[ClassEntry]]] = {  # of which classes they are
@@ -205,8 +206,7 @@ COLUMNS: dict[str, Callable[[Manifest], Sequence[ClassEntry]]] = {  # of which c
 
 
 def _check_output(wanted: oip.Wanted, manifest: Manifest) -> None:
-    if wanted.name not in OUTPUTS:
-        raise BadInput(f"there is no output {wanted.name[:80]!r}; there are {', '.join(OUTPUTS)}")
+    _kind(wanted.name, manifest)
     if wanted.classification and wanted.name not in COLUMNS:
         raise BadInput(f"{wanted.name} has no classification; {', '.join(COLUMNS)} have")
     if wanted.classification and wanted.classification > (most := len(COLUMNS[wanted.name](manifest))):
@@ -216,12 +216,20 @@ def _check_output(wanted: oip.Wanted, manifest: Manifest) -> None:
         )
 
 
+def _kind(output: str, manifest: Manifest) -> tuple[str, list[int]]:
+    """Datatype and shape of an output. BadInput if the version has none of that name."""
+    there = repository.outputs(manifest)
+    if output not in there:
+        raise BadInput(f"there is no output {output[:80]!r}; there are {', '.join(there)}")
+    return there[output]
+
+
 def _outputs(parts: Parts, answer: Answer, outputs: Sequence[oip.Wanted]) -> tuple[Tensor, ...]:
     manifest = answer.loaded.manifest
     said = _Said(answer, sealed_ids(parts, answer), parts.live.names(answer.loaded))
-    kinds, found = repository.outputs(manifest), []
-    for wanted in outputs:
-        (datatype, shape), values = kinds[wanted.name], OUTPUTS[wanted.name](said)
+    found = []
+    for wanted in outputs:  # looked up again: another version may be live than the one that they were checked for
+        (datatype, shape), values = _kind(wanted.name, manifest), OUTPUTS[wanted.name](said)
         if best := wanted.classification:
             labels = [entry.name for entry in COLUMNS[wanted.name](manifest)]
             datatype, shape, values = BYTES, [-1, min(best, len(labels))], best_of(cast(Array, values), labels, best)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from lifelist.exporter.errors import Conflict, NotPrepared
 from lifelist.exporter.fold import Floats
@@ -36,11 +37,13 @@ class Answer:
     rankings: list[Ranking]  # one for each image, best first
     logits: Floats  # N×C, raw; a view of the whole batch's
     embedding: Floats  # N×D, unit rows; the same
+    unknown: npt.NDArray[np.float64] | None  # N unknown scores; None if the version was not calibrated
     queue_s: float
     model_s: float  # of the whole batch
 
 
-_Said = tuple[AnswerKind, list[Ranking], Floats, Floats]  # of Answer: kind, rankings, logits, embedding
+_Unknown = npt.NDArray[np.float64] | None
+_Said = tuple[AnswerKind, list[Ranking], Floats, Floats, _Unknown]  # of Answer: from kind to unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +165,8 @@ class Live:
         for query in queries:
             begin, end = end, end + len(query.images)
             kind, raw = query.answer or loaded.manifest.default_answer, (logits[begin:end], embedding[begin:end])
-            said.append((kind, _rankings(loaded, kind, *raw, query.top_k), *raw))
+            rankings = _rankings(loaded, kind, *raw, query.top_k)
+            said.append((kind, rankings, *raw, loaded.unknown_scores(kind, raw[0], rankings)))
         return said
 
     def _run(self, loaded: Loaded, images: Pixels, alone: bool) -> tuple[Floats, Floats]:

@@ -48,6 +48,7 @@ ANSWER = {  # the documentation's
         {
             "prediction_id": PREDICTION_ID,
             "classes": [{"id": 1, "name": "gull", "score": 0.986398}, {"id": 2, "name": "swift", "score": 0.006801}],
+            "unknown_score": 0.41725,
         }
     ],
     "timing": {
@@ -202,13 +203,15 @@ def _classify(options: ServingOptions) -> Json:
         "summary": "The classes of each image, best first",
         "description": (
             "One version answers the whole request, and the answer names it. Scores are probabilities over the trained "
-            "classes (linear), or cosine similarities to the class means (nearest_mean)."
+            "classes (linear), or cosine similarities to the class means (nearest_mean). An unknown score is the share "
+            "of known images that look more known."
         ),
         "parameters": [
             _parameter("query", "top_k", _number(options.top_k), "classes for each image; at most those there are"),
             _parameter(
                 "query", "answer", {"type": "string", "enum": ["linear", "nearest_mean"]}, "else as the version does"
             ),
+            _parameter("query", "unknown_at", _share(options), "known images that may be called unknown; 0: none is"),
             _parameter("query", "shape", SHAPE, "of a tensor: N,H,W,3"),
             _parameter("header", SHAPE_HEADER.title(), SHAPE, "the same, as a header"),
         ],
@@ -306,6 +309,10 @@ def _object(properties: Json) -> Json:
 
 def _number(default: int) -> Json:
     return {"type": "integer", "minimum": 1, "maximum": LARGEST_TOP_K, "default": default}
+
+
+def _share(options: ServingOptions) -> Json:
+    return {"type": "number", "minimum": 0, "maximum": 1, "default": options.unknown_at}
 
 
 def _parameter(place: str, name: str, schema: Json, description: str) -> Json:

@@ -51,6 +51,12 @@ class ServingOptions(BaseModel):
     )
     decode_threads: int = Field(default=2, ge=1, description="threads that decode images, in each replica")
     top_k: int = Field(default=5, ge=1, description="classes in an answer, unless the query says")
+    unknown_at: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of known images that may be called unknown, so that images of no known class are; 0: off",
+    )
     max_batch: int = Field(default=64, ge=1, description="images in one model run")
     max_queue: int = Field(default=2048, ge=1, description="images that may wait in a replica; more are answered 503")
     max_requests: int = Field(default=1024, ge=1, description="queries at once in a replica; more are answered 503")

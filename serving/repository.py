@@ -191,7 +191,8 @@ def inputs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
 
 
 def outputs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
-    """(datatype, shape) of each output."""
+    """(datatype, shape) of each output; unknown scores are there if the version was calibrated (unknowns.py)."""
+    calibrated: dict[str, tuple[str, list[int]]] = {"unknown_score": ("FP32", [-1])} if manifest.known_scores else {}
     return {
         "class_id": ("INT64", [-1]),
         "label": ("BYTES", [-1]),
@@ -201,6 +202,7 @@ def outputs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
         "probabilities": ("FP32", [-1, len(rows.answered(manifest))]),
         "similarities": ("FP32", [-1, len(manifest.answerable)]),
         "embedding": ("FP32", [-1, manifest.embedding_dim]),
+        **calibrated,
     }
 
 

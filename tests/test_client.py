@@ -61,6 +61,18 @@ def test_many_pixels_are_sent_in_queries_of_the_batch_size_and_answered_in_order
 
 
 @with_both
+def test_a_client_may_ask_what_is_unknown(ask: Ask, server: Server) -> None:
+    (plain,), (asked,) = (
+        ask(server.url, "classify", tiny_images(1), **how)["images"] for how in ({}, {"unknown_at": 0.05})
+    )
+    assert (plain["unknown_score"], "unknown" in plain) == (None, False)  # that version was not calibrated
+    assert (asked["unknown_score"], asked["unknown"]) == (None, None)
+    assert all("unknown" in one for one in ask(server.url, "classify_many", tiny_images(2), unknown_at=0.5))
+    with pytest.raises(BadInput, match="unknown_at should be a share from 0 to 1"):
+        ask(server.url, "classify", tiny_images(1), unknown_at=2)
+
+
+@with_both
 def test_a_client_sees_what_there_is(ask: Ask, server: Server) -> None:
     live = server.get("/v1/versions")["live"]
     assert ask(server.url, "versions")["live"] == live

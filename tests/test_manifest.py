@@ -62,6 +62,13 @@ def test_what_is_written_is_what_is_read_and_has_the_same_digest() -> None:
     assert replace(FULL, method="wa").digest != FULL.digest
 
 
+def test_what_came_since_a_version_was_made_is_absent_from_it() -> None:
+    value = json.loads(FULL.as_json())
+    for name in ("digest", "known_scores", "int8"):
+        del value[name]
+    assert Manifest.from_json(json.dumps({**value, "digest": _digest(value)})) == Manifest.from_json(FULL.as_json())
+
+
 def test_a_whole_number_where_a_fraction_may_stand_is_that_fraction() -> None:
     written = replace(FULL, gate=(Check("parity_top1", True, 1, 1, ""),))
     read = Manifest.from_json(written.as_json())

@@ -231,7 +231,7 @@ def kill_trainer():
         os.kill(trainer, signal.SIGKILL)
 worker.train_beside(orphaned, kill_trainer, workers=2)
 from ray.util import placement_group_table
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 90
 while time.monotonic() < deadline:
     told["heirs"] = processes(b"ray::RayTrainWorker")
     told["places"] = [row["state"] for row in placement_group_table().values() if row["state"] != "REMOVED"]
