@@ -200,7 +200,7 @@ def scores(workshop: Workshop, name: str, kind: str) -> np.ndarray:
 
 
 def test_an_increment_is_calibrated_and_enrolments_are_anew(tmp_path: Path) -> None:
-    workshop = open_workshop(settings(tmp_path))
+    workshop = open_workshop(settings(tmp_path, examples=ExampleOptions(provisional_loss=0.3)))
     assert learn(workshop, *NAMES[:2], count=60).state == "done"
     made = live(workshop)
     found = HeldOut.from_bytes(workshop.registry.read(made, HELD_OUT))
@@ -213,7 +213,10 @@ def test_an_increment_is_calibrated_and_enrolments_are_anew(tmp_path: Path) -> N
     add(workshop, ["blue"])
     version = enrol.enrol(workshop)
     assert version is not None
-    assert version.known_scores is not None
+    loaded = session.load(workshop.registry, version.version)
+    assert loaded.provisional is not None
+    assert version.known_scores == calibrate(found, loaded.means.means(), loaded.provisional)
+    assert version.known_scores != calibrate(found, loaded.means.means())
     assert scores(workshop, "blue", "nearest_mean").mean() < before.mean() - 0.3
     renamed = changes.change(workshop, 2, {"name": "navy"})
     assert renamed.known_scores == version.known_scores
