@@ -1,8 +1,9 @@
 """Whether an image is of a class that is known: how it looks beside held-out images, which are of known ones.
 
 What is compared is the largest logit (Hendrycks et al., ICML 2022) for the linear answer, and the cosine similarity to
-the nearest mean for the other; both are at hand when an image is answered. An image's unknown score is the share of
-held-out images that look more known: to call unknown what is above 1 - a is a false alarm for the share a of them.
+the nearest mean for the other; both are at hand when an image is answered. Of CIFAR-100 the energy and the largest
+probability tell no more (docs/accuracy/newclasses). An image's unknown score is the share of held-out images that look
+more known: to call unknown what is above 1 - a is a false alarm for the share a of them.
 """
 
 from collections.abc import Sequence
