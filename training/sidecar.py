@@ -90,6 +90,7 @@ def _train_together(folder: Path, workers: int) -> None:
     needs = {"CPU": 0, "GPU": 1} if on_gpus else {"CPU": 0, "memory": 1}
     storage = folder / "ray"
     for losses in range(MOST_DEATHS + 1):
+        _free_places()
         together = _together(
             train_loop_config={"folder": str(folder)},
             torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
@@ -110,11 +111,24 @@ def _train_together(folder: Path, workers: int) -> None:
             shutil.rmtree(storage, ignore_errors=True)  # nothing of ours is in there
 
 
+def _free_places() -> None:
+    """Take back what workers were promised whose trainer was killed, and end those that still run.
+
+    Ray itself waits for the end of the job that the trainer is of, the server's; until then a GPU would be kept for
+    the dead, and the next workers wait for it. Nothing else in the cluster makes placement groups.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+    for name, row in placement_group_table().items():
+        if row["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+
+
 def _together(**options: Any) -> Any:
     """Ray's TorchTrainer without the actor that looks after placement groups.
 
-    That one asks Ray's dashboard, which is off, and would never end; Ray takes a placement group back by itself when
-    the actor that made it is gone.
+    That one asks Ray's dashboard, which is off, and would never end; `_free_places` does its work.
     """
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.torch.torch_trainer import TorchTrainer
