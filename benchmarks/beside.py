@@ -6,7 +6,6 @@ version before is made live again in between, so that each time the same is lear
 """
 
 import contextlib
-import os
 import statistics
 import subprocess
 import sys
@@ -17,12 +16,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lifelist.benchmarks import contenders, load
-from lifelist.benchmarks.machine import processor
+from lifelist.benchmarks.machine import machine
 from lifelist.client.answers import ENDED, Increment
 from lifelist.client.blocking import Client
 from lifelist.exporter.errors import Failed
@@ -92,7 +91,7 @@ def measure(asked: Asked, tell: Tell) -> dict[str, Any]:
         for name in new:
             client.add_examples(name, images[name][asked.images :])
         rounds = [_round(client, url, sent, rate, asked.seconds, tell) for _ in range(asked.repeats)]
-    return figures(peak, waits, rounds) | {"asked": asdict(asked), "machine": _machine()}
+    return figures(peak, waits, rounds) | {"asked": asdict(asked), "machine": machine()}
 
 
 def figures(peak: float, waits: Sequence[float], rounds: Sequence[Round]) -> dict[str, Any]:
@@ -106,10 +105,6 @@ def figures(peak: float, waits: Sequence[float], rounds: Sequence[Round]) -> dic
         "peak_per_second": peak,
         "rounds": [asdict(one) for one in rounds],
     }
-
-
-def _machine() -> dict[str, Any]:
-    return {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
 @contextlib.contextmanager

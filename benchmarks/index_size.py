@@ -8,13 +8,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import faiss
 import numpy as np
 
-from lifelist.benchmarks.machine import processor
+from lifelist.benchmarks.machine import machine
 from lifelist.exporter import index
 from lifelist.exporter.fold import Floats, unit
 
@@ -50,7 +49,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "dim": asked.dim,
         "chosen": {str(count): "exact" if count * asked.dim <= index.MOST_EXACT else "graph" for count in asked.counts},
         "rows": rows,
-        "machine": {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"},
+        "machine": machine(),
     }
 
 

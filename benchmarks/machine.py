@@ -1,7 +1,15 @@
 """On what a measurement was made."""
 
+import os
 import platform
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """Cores, processor and today's date, as pages and results.json state them."""
+    return {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
 
 
 def processor() -> str:

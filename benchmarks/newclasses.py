@@ -5,7 +5,6 @@ they are enrolled with few images, one at a time and all together: by their mean
 are made of them, as exporter/provisional.py makes them.
 """
 
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lifelist.benchmarks.machine import processor
+from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.protocols import order
 from lifelist.exporter import fold, graph, index, session
 from lifelist.exporter.fold import Floats, unit
@@ -112,7 +111,7 @@ def measure(asked: Asked, folder: Path, tell: Tell, on_event: Callable[[Event], 
         facts["enrolled"][str(count)] = {name: [one[name] for one in each] for name in each[0]}
         facts["together"][str(count)] = _enrolled(test, known, means, held, left_out, new)
         tell(f"{count} images of a class: {_shown(facts, count)}")
-    facts["machine"] = {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+    facts["machine"] = machine()
     facts["line"] = line(facts)
     return facts
 

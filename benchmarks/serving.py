@@ -11,13 +11,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from lifelist.benchmarks import load, models
 from lifelist.benchmarks.contenders import Contender, Kind, started
-from lifelist.benchmarks.machine import processor
+from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.models import Model
 from lifelist.exporter.errors import Failed
 
@@ -116,7 +115,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "how": {contender.name: contender.how for contender in asked.contenders},
         "repeats": asked.repeats,
         "seconds": asked.seconds,
-        "machine": {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"},
+        "machine": machine(),
     }
 
 

@@ -20,14 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import Image
 
-from lifelist.benchmarks.machine import processor
+from lifelist.benchmarks.machine import machine
 
 Role = Literal["streamed", "in-memory", "held"]
 Kind = Literal["folder", "parquet"]
@@ -98,7 +97,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "peak_private_bytes": private["streamed"],
         "in_memory_peak_private_bytes": private["in-memory"],
         "disk_bytes": disk,  # that one pass read from the disk, where the page cache had been emptied of the file
-        "machine": {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"},
+        "machine": machine(),
     }
 
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 
 from lifelist.benchmarks import models
 from lifelist.benchmarks.contenders import LIFELIST, started
-from lifelist.benchmarks.machine import processor
+from lifelist.benchmarks.machine import machine
 from lifelist.exporter import session
 from lifelist.exporter.registry import Registry
 
@@ -129,7 +128,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "line": {"swaps": sum(row["swaps"] for row in rows.values()), **worst},
         "rows": rows,
         "asked": {"swaps": asked.swaps, "clients": asked.clients, "pause_s": asked.pause_s},
-        "machine": {"cores": os.cpu_count(), "processor": processor(), "date": f"{datetime.now(UTC):%Y-%m-%d}"},
+        "machine": machine(),
     }
 
 

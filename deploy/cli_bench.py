@@ -128,9 +128,7 @@ def training(
     place = folder or resolved.settings.home / "bench" / "training"
     place.mkdir(parents=True, exist_ok=True)
     report.phases_picture(place / "profile.png", facts)
-    words = ("PATH" if word == data and Path(data).exists() else word for word in sys.argv[1:])
-    command = shlex.join(["lifelist", *words])
-    (place / "README.md").write_text(report.page(facts, "profile.png", command))
+    (place / "README.md").write_text(report.page(facts, "profile.png", _command(folder, data)))
     (place / "results.json").write_text(json.dumps(facts, indent=1))
     if not as_json:
         lines = [table(report.TITLES, report.rows(facts)), "", table(report.PHASE_TITLES, report.phase_rows(facts))]

@@ -86,23 +86,14 @@ class _WholePath:
 
 
 class _Short:
-    """Queries for `classify` go there at once; for the others a router finds out what they are."""
+    """Queries for `classify` go there at once; what the others are, and what is none, a router finds out."""
 
     def __init__(self, classify: "Classify", inner: ASGIApp) -> None:
         self.classify, self.inner = classify, inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != PATH or scope["method"] != "POST":
-            await self.inner(scope, receive, send)
-            return
-        try:
-            response = await self.classify.answered(Request(scope, receive))
-        except LifelistError as error:
-            response = as_json(Request(scope), error)
-        except Exception as error:
-            await as_json(Request(scope), error)(scope, receive, send)
-            raise  # for the server's log
-        await response(scope, receive, send)
+        ours = scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST"
+        await (self.classify if ours else self.inner)(scope, receive, send)
 
 
 class Classify:
@@ -113,11 +104,17 @@ class Classify:
         self.asked = functools.lru_cache(64)(self._asked)  # clients ask the same again and again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self.answered(Request(scope, receive))
+        request = Request(scope, receive)
+        try:
+            response = await self._answered(request)
+        except LifelistError as error:
+            response = as_json(request, error)
+        except Exception as error:
+            await as_json(request, error)(scope, receive, send)
+            raise  # for the server's log
         await response(scope, receive, send)
 
-    async def answered(self, request: Request) -> Response:
-        """The answer to one request, in JSON."""
+    async def _answered(self, request: Request) -> Response:
         began = time.perf_counter()
         parts = self.parts
         asked = self.asked(request.scope["query_string"])

@@ -28,6 +28,9 @@ class Query:
     pinned: bool = False  # no other version than `seen_for` may answer
 
 
+Unknown = npt.NDArray[np.float64] | None  # N unknown scores; None if the version was not calibrated
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What one version said to a query, and how long that took."""
@@ -37,13 +40,12 @@ class Answer:
     rankings: list[Ranking]  # one for each image, best first
     logits: Floats  # N×C, raw; a view of the whole batch's
     embedding: Floats  # N×D, unit rows; the same
-    unknown: npt.NDArray[np.float64] | None  # N unknown scores; None if the version was not calibrated
+    unknown: Unknown
     queue_s: float
     model_s: float  # of the whole batch
 
 
-_Unknown = npt.NDArray[np.float64] | None
-_Said = tuple[AnswerKind, list[Ranking], Floats, Floats, _Unknown]  # of Answer: from kind to unknown
+_Said = tuple[AnswerKind, list[Ranking], Floats, Floats, Unknown]  # of Answer: from kind to unknown
 
 
 @dataclass(frozen=True, slots=True)

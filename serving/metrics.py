@@ -28,8 +28,6 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        self._of_class = functools.cache(lambda class_id, kind: self.answers.labels(str(class_id), kind))
-        self.of_code = functools.cache(lambda code: self.requests.labels(code))
         self.requests = Counter(
             "lifelist_requests_total", "Queries, by the status that they got.", ["code"], registry=registry
         )
@@ -64,6 +62,9 @@ class Metrics:
         self.failed_swaps = Counter(
             "lifelist_swap_failures_total", "Phases of a swap that failed.", ["phase"], registry=registry
         )
+
+        self.of_code = functools.cache(self.requests.labels)  # to look a series up takes longer than to count
+        self._of_class = functools.cache(self.answers.labels)
 
     def now_live(self, loaded: Loaded) -> None:
         """Show which version answers, and no other."""

@@ -217,7 +217,7 @@ def taught(
     """Increments without any memory, and without hold-out images but where there is memory."""
     roles = few()[1].clone()
     roles[roles == 1] = TRAINING
-    options = replace(TINY, method=method, memory_total=memory, flip=flip, epochs=4)
+    options = replace(TINY, method=method, memory_total=memory, flip=flip, epochs=20)
     return tuple(tasks(options, groups=groups, roles=roles))
 
 
@@ -271,9 +271,7 @@ def test_order_and_grouping_of_increments_do_not_matter(method: str, increments:
     heads = [unpack(learned.checkpoint, "it") for learned in (one, two)]
     for name in ("head.weight", "head.bias"):
         assert parallel(heads[1][name][rows], heads[0][name])
-    shares = [learned.evaluation["linear"]["per_class"] for learned in (one, two)]
-    apart_by = sum(abs(shares[0][c] - shares[1][c]) for c in shares[0])
-    assert apart_by <= 1 / 8  # of eight images a class; one may lie on a border, where rounding decides
+    assert one.evaluation["linear"]["per_class"] == two.evaluation["linear"]["per_class"]
 
 
 @pytest.mark.parametrize("method", FROZEN)

@@ -74,7 +74,8 @@ def refreshed(method: str) -> Learned:
 
 @functools.cache
 def mixed(method: str) -> Learned:
-    return learn(following(method, new=(SEVEN,)))
+    task = following(method, new=(SEVEN,))
+    return learn(replace(task, options=replace(task.options, epochs=40)))  # so many that no processor's bits decide
 
 
 def right(method: str, learned: Learned, class_id: int) -> float:
@@ -102,7 +103,7 @@ def test_every_method_learns_new_images_of_a_known_class_and_a_new_class_togethe
     assert learned.class_ids == (0, ONE, THREE, SEVEN)
     assert learned.heads == (3, 1)
     assert right(method, learned, ONE) >= 0.5
-    assert right(method, learned, SEVEN) >= 0.5  # by chance it would be a quarter
+    assert right(method, learned, SEVEN) > 0.5
 
 
 def test_what_is_forgotten_by_replaying_methods_is_little() -> None:

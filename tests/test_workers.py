@@ -230,10 +230,12 @@ def kill_trainer():
         (trainer,) = processes(b"ray::Trainer")
         os.kill(trainer, signal.SIGKILL)
 worker.train_beside(orphaned, kill_trainer, workers=2)
+from ray.util import placement_group_table
 deadline = time.monotonic() + 30
 while time.monotonic() < deadline:
     told["heirs"] = processes(b"ray::RayTrainWorker")
-    if not told["heirs"]:
+    told["places"] = [row["state"] for row in placement_group_table().values() if row["state"] != "REMOVED"]
+    if not told["heirs"] + told["places"]:
         break
     time.sleep(0.1)
 
@@ -295,9 +297,10 @@ def test_workers_of_ray_train_step_back_behind_serving_and_leave_nothing_behind(
     assert not (story["home"] / "ray_results").exists()
 
 
-def test_a_killed_trainer_leaves_no_worker(story: dict[str, Any]) -> None:
+def test_a_killed_trainer_leaves_no_worker_and_no_place_that_others_wait_for(story: dict[str, Any]) -> None:
     assert len(story["orphans"]) == 2
     assert story["heirs"] == []
+    assert story["places"] == []
 
 
 def test_a_cancelled_increment_ends_its_workers_too(story: dict[str, Any]) -> None:
