@@ -541,7 +541,7 @@ def test_client_answers_are_of_the_declared_shape(client: Client) -> None:
         (client.add_examples("robin", files(4, 1)), answers.Added),
         (client.feedback(classified["images"][0]["prediction_id"], "heron"), answers.Judged),
         (classified["timing"], answers.Timing),
-        (next(client.classify_many(bird(0))), answers.Named),
+        (next(client.classify_many(bird(0), unknown_at=0.05)), answers.Named),
         (client.classes()["classes"][0], answers.KnownClass),
         (client.versions()["versions"][0], answers.VersionRow),
         (client.version(1), answers.Version),
