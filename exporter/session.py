@@ -4,7 +4,7 @@ import ctypes
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ PRECISIONS = ("auto", "fp32")
 WORTH_SHARING = 6e9
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
+Rest = Callable[[], None]
 Ranking = list[tuple[int, float]]  # (class id, score), best first
 
 
@@ -158,12 +159,13 @@ class Loaded:
         answering = logits if self.rows.order is None else logits[:, self.rows.order]
         return unknown_scores(answering.max(axis=1), known.linear)
 
-    def warm(self, batches: Sequence[int] = (1, 8, 32)) -> float:
+    def warm(self, batches: Sequence[int] = (1, 8, 32), rest: Rest = lambda: None) -> float:
         """Answer batches of these sizes, so that the first real one is as fast as the rest. Seconds that it took."""
         began, side = time.perf_counter(), self.manifest.preprocess.size
         for count in batches:
             for alone in (True, False) if self.narrow else (True,):
                 logits, embedding = self.run(np.zeros((count, side, side, 3), np.uint8), alone)
+                rest()
             self.linear(logits, 5)
             self.nearest_mean(embedding, 5)
         return time.perf_counter() - began
@@ -178,6 +180,7 @@ def load(
     provider: str = "auto",
     precision: str = "fp32",
     share: Loaded | None = None,
+    rest: Rest = lambda: None,
 ) -> Loaded:
     """Load a version: every byte is verified against the manifest before anything reads meaning into it.
 
@@ -185,6 +188,7 @@ def load(
     unless it is alone. provider: cpu, cuda, or auto (cuda if it really works).
     precision: fp32, or auto: int8 on a CPU, if the version has such a graph and it was found to answer as well.
     share: a version that is loaded; its session is used again if the graph is the same file, as after an enrolment.
+    rest: called between pieces of the work, which it would be kind to others not to do at one go.
     Missing if there is no such version; Corrupt if its files are altered, gone, or not what they should be.
     """
     manifest = registry.manifest(version)
@@ -197,11 +201,15 @@ def load(
     kind = "int8" if graph == INT8 else "fp32"
     if share is not None and share.precision == kind and _made_for(share.manifest, graph) == _made_for(manifest, graph):
         return Loaded(manifest, share.provider, kind, share.session, means, rows, share.narrow)
+    rest()
     model = registry.read(manifest, graph)
     inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
+    rest()
     session, used = open_session(model, threads=threads, provider=provider)
+    rest()
     several = lanes > 1 and used == "cpu" and threads != 1
     narrow = open_session(model, threads=1, provider="cpu")[0] if several else None
+    rest()
     loaded = Loaded(manifest, used, kind, session, means, rows, narrow)
     _probe(loaded)
     return loaded

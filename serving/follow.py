@@ -52,13 +52,15 @@ class Status:
     pinned: tuple[int, ...] = ()  # of those held: the ones that no swap lets go
 
 
+REST_S = 0.03  # between pieces of the work of loading, each of 10 ms or so: those who wait are answered in between
 Load = Callable[[int, Loaded | None], Loaded]  # (version, one to share the session of) -> ready to answer
 
 
 def loader(registry: Registry, options: ServingOptions, threads: int, lanes: int) -> Load:
-    """Loads a version verified and warm. Blocks; for threads."""
+    """Loads a version verified and warm. Blocks; for threads. Beside one that answers it takes rests."""
 
     def load(version: int, share: Loaded | None) -> Loaded:
+        rest = partial(time.sleep, REST_S if share else 0)
         loaded = session.load(
             registry,
             version,
@@ -67,8 +69,10 @@ def loader(registry: Registry, options: ServingOptions, threads: int, lanes: int
             provider=options.provider,
             precision=options.precision,
             share=share,
+            rest=rest,
         )
-        loaded.warm((1, min(8, options.max_batch)))  # a full batch would take the cores from those who are answered now
+        # a full batch would take the cores from those who are answered now
+        loaded.warm((1, min(8, options.max_batch)), rest)
         return loaded
 
     return load

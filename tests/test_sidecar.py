@@ -99,3 +99,36 @@ def test_a_killed_trainer_comes_back_by_itself_and_ends_with_the_same_bits(
 def test_a_trainer_is_ended_by_its_name_and_after_a_training_that_failed(told: dict[str, Any]) -> None:
     first, second, _, last = told["lives"]
     assert (first, second, last) == (True, False, False)
+
+
+def test_the_trainer_rests_after_each_layer_and_on_the_way_back_and_computes_the_same() -> None:
+    told = json.loads(subprocess.check_output([sys.executable, "-c", RESTS], text=True))
+    assert told["rests"] >= 2 * told["layers"] > 2 * told["rests before"]
+    assert told["same"]
+
+
+RESTS = """
+import json, resource, torch
+from torch import nn
+from lifelist.training import sidecar
+
+torch.manual_seed(0)
+network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(144, 2))
+images = torch.randn(8, 3, 8, 8)
+
+def rests(): return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+def passed():
+    network.zero_grad()
+    before = rests()
+    network(images).sum().backward()
+    return rests() - before, [parameter.grad.clone() for parameter in network.parameters()]
+
+torch.set_num_threads(1)
+passed()
+before, first = passed()
+sidecar._step_back(1)
+after, second = passed()
+same = all(torch.equal(one, other) for one, other in zip(first, second))
+print(json.dumps({"layers": len(network), "rests before": before, "rests": after, "same": same}))
+"""

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lifelist.exporter.errors import BadSetting, Unavailable
 NAME = "lifelist-trainer"
 NAMESPACE = "lifelist"
 NICENESS = 10  # more than that of any other Ray process, where there is no policy for what may wait
+REST_S = 1e-5  # what is asked for; a timer makes it some 60 microseconds
 MOST_DEATHS = 20  # of the trainer, or of workers, in one call (out of memory, say); then whoever called is told
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # no thread spins while it waits
@@ -167,6 +169,18 @@ def _step_back(workers: int) -> None:
 
     # One core stays free: threads that wait for one another come to a halt as soon as one of them shares a core.
     torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // workers))
+    torch.nn.modules.module.register_module_forward_hook(_rest_after)
+
+
+def _rest_after(module: Any, images: Any, output: Any) -> None:
+    """A moment of rest after each layer, and on the way back through it.
+
+    A core takes over what waits for another one only when it has nothing to do, and with a trainer that never stops it
+    always has: what serves would wait for the next tick of the scheduler, milliseconds.
+    """
+    time.sleep(REST_S)
+    if getattr(output, "requires_grad", False):
+        output.register_hook(lambda gradient: time.sleep(REST_S))
 
 
 def _gpus() -> int:
