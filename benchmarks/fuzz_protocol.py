@@ -33,6 +33,7 @@ PARAMETERS: tuple[tuple[str, Any], ...] = (
     ("sequence_id", 1), ("shared_memory_region", "x"), ("shared_memory_byte_size", 1), ("binary_data_size", 3),
     ("", ""),
 )  # fmt: skip
+WORD_AND_MANY = ["x" * 200_000, *[""] * 20_000]  # 260 kB, and 16 GB if all are made as long as the longest
 OF_OUTPUTS = ("classification", 2), ("classification", 2**31), ("binary_data", False), ("binary_data", True)
 TEXTS = ("", "\0", "\r\n", "x" * 3000, "ß\u202e𝔘", "😀" * 500, '"', "../../etc/passwd", "lifelist/versions/1", "%00")
 
@@ -175,7 +176,7 @@ def _listed(random: Random, row: dict[str, Any]) -> Any:
         data = list(random.randbytes(_count(row)))
     if data and random.random() < 0.1:
         data[random.randrange(len(data))] = random.choice((256, -1, 1.5, None, "x", [], 2**70, True, "=", "a"))
-    return data if random.random() < 0.95 else random.choice((None, {}, "AAAA", [data], [[1], 2]))
+    return data if random.random() < 0.95 else random.choice((None, {}, "AAAA", [data], [[1], 2], WORD_AND_MANY))
 
 
 def _raw(random: Random, row: dict[str, Any]) -> bytes:

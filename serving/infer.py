@@ -65,7 +65,7 @@ ROUTES = [
 
 def limits(options: ServingOptions) -> oip.Limits:
     """What a request may bring."""
-    return oip.Limits(json=options.max_infer_json_bytes, strings=options.max_images)
+    return oip.Limits(json=options.max_infer_json_bytes, depth=options.max_json_depth, strings=options.max_images)
 
 
 async def answered(parts: Parts, asked: oip.Request, model: str, version: str) -> oip.Response:

@@ -9,14 +9,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from lifelist.exporter.errors import BadInput, TooLarge, Unsupported
+from lifelist.serving.arrival import check_depth
 from lifelist.serving.numbers import natural
 from lifelist.serving.tensors import BYTES, Declared, Tensor, listed, packed
 
 HEADER = "Inference-Header-Content-Length"
-DEEPEST = 100  # brackets in brackets
 
 Json = dict[str, Any]
 
@@ -26,6 +24,7 @@ class Limits:
     """What a request may bring, at most, beside the limit of its body."""
 
     json: int  # bytes: what JSON becomes in memory is up to twenty times as large
+    depth: int  # brackets of JSON in one another
     strings: int  # elements of a tensor of BYTES
 
 
@@ -75,7 +74,8 @@ def read(body: bytes, header: str | None, limits: Limits, raw_input: str) -> Req
         raise TooLarge(
             f"{length:,} bytes of JSON; the limit is {limits.json:,}. Send tensors raw, after the JSON, with {HEADER}"
         )
-    content = fields("the request", parsed(body[:length]), "id", "parameters", "inputs", "outputs")
+    check_depth(head := body[:length], limits.depth)
+    content = fields("the request", parsed(head), "id", "parameters", "inputs", "outputs")
     parameters = _parameters("the request", content)
     binary = _flag("binary_data_output", parameters.pop("binary_data_output", False))
     inputs = _inputs(content, memoryview(body)[length:], limits.strings)
@@ -134,22 +134,11 @@ def check_parameters(what: str, parameters: Json, known: str = "binary_data_size
 
 
 def parsed(data: bytes) -> Any:
-    """JSON. BadInput if it is none, or nests too deep."""
-    if (found := depth(data)) > DEEPEST:
-        raise BadInput(f"the JSON nests {found} deep; the limit is {DEEPEST}")
+    """JSON. BadInput if it is none."""
     try:
         return json.loads(data, parse_constant=_no_number)
     except ValueError as error:  # not UTF-8, no JSON, a number of thousands of digits
         raise BadInput(f"the body is not JSON: {error}") from error
-
-
-def depth(data: bytes) -> int:
-    """How many brackets are open at once, at most; those in strings do not count. Found without building anything."""
-    characters = np.frombuffer(data.replace(b"\\\\", b"").replace(b'\\"', b""), np.uint8)
-    outside = np.cumsum(characters == ord('"'), dtype=np.uint8) % 2 == 0  # of strings; it wraps at an even number
-    opening, closing = ((characters == ord(a)) | (characters == ord(b)) for a, b in ("[{", "]}"))
-    steps = opening.astype(np.int8) - closing
-    return int(np.cumsum(steps[outside & (steps != 0)], dtype=np.int32).max(initial=0))
 
 
 def fields(what: str, value: Any, *names: str) -> Json:

@@ -153,6 +153,9 @@ async def _parameters(request: Request) -> Json:
 
 
 async def _content(request: Request, *names: str) -> Json:
-    """The JSON of a request. Clients send none at all, and no content type (a body is small: deploy/uploads.py)."""
+    """The JSON of a request, of which SmallBodies (deploy/uploads.py) saw that it is neither too long nor too deep.
+
+    Clients send none at all, and no content type.
+    """
     body = await request.body()
     return oip.fields("the request", oip.parsed(body), *names) if body.strip() else {}

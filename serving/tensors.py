@@ -6,8 +6,9 @@ what a shape promises, only by what has arrived.
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ NUMBERS = {  # datatype → how numpy writes it
     "BOOL": "?", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "<i1", "INT16": "<i2",
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
-KINDS = {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}  # numpy's kind of a datatype → those of JSON that it takes
+TYPES = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}  # numpy's kind of a datatype → what it takes of JSON
 MOST_DIMENSIONS = 16
 MOST_ELEMENTS = 2**40
 
@@ -93,38 +94,38 @@ class Declared:
             raise BadInput(f"the data of {self.name!r:.40} should be a list, not {data!r:.40}")
         if self.datatype == "FP16":
             raise BadInput(f"input {self.name!r:.40} is FP16, which has no form in JSON; send it raw")
+        found = self._elements(data)
+        if len(found) != self.count:
+            raise BadInput(f"the data of {self.name!r:.40} has {len(found):,} elements; its shape says {self.count:,}")
         if self.datatype != BYTES:
-            return self._with(self._numbers(data))
-        strings = list(_flat(data, self.count))
-        if len(strings) != self.count or not all(isinstance(element, str) for element in strings):
+            return self._with(self._numbers(found))
+        if not set(map(type, found)) <= {str}:
             raise BadInput(f"the data of {self.name!r:.40} should be {self.count:,} strings, as its shape says")
-        return self._with(strings)
+        return self._with(found)
+
+    def _elements(self, data: list[Any]) -> list[Any]:
+        """What stands in nested lists, row by row."""
+        while data and isinstance(data[0], list):
+            if set(map(type, data)) != {list} or len(set(map(len, data))) > 1:
+                raise BadInput(f"the data of {self.name!r:.40} are no tensor: its rows differ in length")
+            data = list(chain.from_iterable(data))
+        return data
 
     def _with(self, data: Array | Strings) -> Tensor:
         return Tensor(self.name, self.datatype, self.shape, data)
 
     def _numbers(self, data: list[Any]) -> Array:
-        wanted = np.dtype(NUMBERS[self.datatype])
-        try:
-            found = np.array(data)
-        except ValueError as error:
-            raise BadInput(f"the data of {self.name!r:.40} are no tensor: its rows differ in length") from error
-        if found.size != self.count:
-            raise BadInput(f"the data of {self.name!r:.40} has {found.size:,} elements; its shape says {self.count:,}")
-        kind = found.dtype.kind
-        if kind == "f" and self.datatype == "UINT64":  # numpy's guess for numbers on both sides of 2**63
-            exact = np.array(data, object)
-            found, kind = (exact, "u") if all(type(number) is int for number in exact.flat) else (found, kind)
-        if found.size and kind not in KINDS[wanted.kind]:
+        kind = np.dtype(NUMBERS[self.datatype])
+        if not set(map(type, data)) <= TYPES[kind.kind]:  # before numpy sees them, which makes texts of one length
             raise BadInput(f"the data of {self.name!r:.40} are no {self.datatype}")
-        if found.size and wanted.kind in "iu":
-            low, high, limits = found.min(), found.max(), np.iinfo(wanted)
-            if low < limits.min or high > limits.max:
-                raise BadInput(
-                    f"the data of {self.name!r:.40} run from {low} to {high}; "
-                    f"{self.datatype} holds {limits.min} … {limits.max}"
-                )
-        return found.ravel().astype(wanted)
+        try:
+            return np.array(data, kind)
+        except OverflowError as error:
+            limits = np.iinfo(kind) if kind.kind in "iu" else np.finfo(kind)
+            raise BadInput(
+                f"the data of {self.name!r:.40} run from {min(data)!s:.40} to {max(data)!s:.40}; "
+                f"{self.datatype} holds {limits.min} … {limits.max}"
+            ) from error
 
     def _strings(self, data: memoryview) -> list[bytes]:
         found: list[bytes] = []
@@ -172,17 +173,3 @@ def best_of(values: Array, labels: Sequence[str], count: int) -> list[str]:
 
 def _is_side(side: Any) -> bool:
     return type(side) is int and 0 <= side < 2**31
-
-
-def _flat(data: list[Any], most: int) -> Iterator[Any]:
-    """The leaves of nested lists, one more than `most` at the most."""
-    left, stack = most + 1, [iter(data)]
-    while stack and left:
-        found = next(stack[-1], stack)
-        if found is stack:
-            stack.pop()
-        elif isinstance(found, list):
-            stack.append(iter(found))
-        else:
-            left -= 1
-            yield found

@@ -81,7 +81,7 @@ PAST = [  # what; where; at the limit, and its status; one past it, its status, 
     ("pixels", QUERY, {"content": flat((100, 100))}, 200, {"content": flat((100, 101))}, 400, "limit is 10,000"),
     ("JSON", FEEDBACK, {"content": b" " * 2000, "headers": JSON}, 400, {"content": b" " * 2001, "headers": JSON},
      413, "limit is 2,000"),
-    ("depth", FEEDBACK, nested(5), 400, nested(6), 400, "more than 5 brackets in one another"),
+    ("depth", FEEDBACK, nested(5), 400, nested(6), 400, "nests 6 deep; the limit is 5"),
     ("examples", EXAMPLES, None, 0, {"data": {"class": "x"}, "files": form(*[small] * 4)}, 413, "more than 3 images"),
     ("upload", EXAMPLES, None, 0, {"content": bytes(100_001), "headers": FORM}, 413, "limit is 100,000"),
 ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lifelist.exporter.errors import BadInput, LifelistError, TooLarge, Unsupported
-from lifelist.serving import oip, tensors
+from lifelist.serving import arrival, oip, tensors
 from lifelist.serving.oip import Limits, Request, Response
 from lifelist.serving.tensors import Tensor
 
-LIMITS = Limits(json=100_000, strings=8)
+LIMITS = Limits(json=100_000, depth=100, strings=8)
 GOLDEN = (  # as tritonclient 2.73 writes it
     b'{"id":"r1","inputs":[{"name":"image","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}],'
     b'"parameters":{"binary_data_output":true}}'
@@ -59,7 +60,11 @@ def test_the_golden_request_is_read_to_the_byte() -> None:
     assert np.asarray(image.data).tolist() == [1.5, -2]
 
 
-@pytest.mark.parametrize("data", [[1, 2], [[1], [2]], [[[1, 2]]]])
+def nested(data: Any, depth: int) -> Any:
+    return nested([data], depth - 1) if depth else data
+
+
+@pytest.mark.parametrize("data", [[1, 2], [[1], [2]], [[[1, 2]]], nested([1, 2], 90)])
 def test_numbers_in_json_may_be_nested_or_flat(data: Any) -> None:
     assert np.asarray(one(*asking(tensor(data=data))).data).tolist() == [1, 2]
 
@@ -89,6 +94,8 @@ def test_an_output_says_for_itself_whether_it_is_binary_or_else_the_request_does
     assert [(row.name, row.binary, row.classification) for row in found.outputs] == [("a", True, 0), ("b", False, 3)]
     assert found.parameters == {"answer": "linear"}
 
+
+LONG_WORD = tensor(data=["x" * 30_000, *[""] * 10_000], shape=[10_001])  # and many others, none
 
 # fmt: off
 BAD = [
@@ -124,12 +131,21 @@ BAD = [
     ("shape of more", *asking(raw(2, shape=[2**20, 2**19]), b"xy"), BadInput, "549,755,813,888 bytes; 2 were sent"),
     ("too few numbers", *asking(tensor(data=[1])), BadInput, "has 1 elements; its shape says 2"),
     ("ragged", *asking(tensor(data=[[1], [2, 3]])), BadInput, "its rows differ in length"),
+    ("rows and a number", *asking(tensor(data=[[1], 2])), BadInput, "its rows differ in length"),
+    ("a number and rows", *asking(tensor(data=[1, [2]])), BadInput, "are no UINT8"),
+    ("rows of rows and not", *asking(tensor(data=[[[1]], [2]])), BadInput, "its rows differ in length"),
     ("256 as UINT8", *asking(tensor(data=[0, 256])), BadInput, "run from 0 to 256; UINT8 holds 0 … 255"),
     ("-1 as UINT8", *asking(tensor(data=[0, -1])), BadInput, "run from -1 to 0"),
     ("half as UINT8", *asking(tensor(data=[0, 0.5])), BadInput, "are no UINT8"),
     ("words as UINT8", *asking(tensor(data=["0", "1"])), BadInput, "are no UINT8"),
     ("truth as UINT8", *asking(tensor(data=[True, False])), BadInput, "are no UINT8"),
-    ("2**70 as UINT8", *asking(tensor(data=[0, 2**70])), BadInput, "are no UINT8"),
+    ("2**70 as UINT8", *asking(tensor(data=[0, 2**70])), BadInput, f"run from 0 to {2**70}; UINT8 holds"),
+    ("10**4000 as FP32", *asking(tensor(datatype="FP32", data=[0, 10**4000])), BadInput, "FP32 holds -3.4"),
+    ("truth among UINT8", *asking(tensor(data=[1, True])), BadInput, "are no UINT8"),
+    ("a number as BOOL", *asking(tensor(datatype="BOOL", data=[True, 1])), BadInput, "are no BOOL"),
+    ("null as UINT8", *asking(tensor(data=[0, None])), BadInput, "are no UINT8"),
+    ("an object as FP32", *asking(tensor(datatype="FP32", data=[0, {}])), BadInput, "are no FP32"),
+    ("a long word as UINT8", *asking(LONG_WORD), BadInput, "are no UINT8"),
     ("data that is no list", *asking(tensor(data="12")), BadInput, "should be a list"),
     ("FP16 in JSON", *asking(tensor(datatype="FP16")), BadInput, "no form in JSON"),
     ("nine strings", *asking(tensor(datatype="BYTES", shape=[9], data=["x"] * 9)), TooLarge, "at most 8"),
@@ -159,9 +175,19 @@ def test_what_is_no_request_is_refused_by_name(
     str(raised.value).encode()  # it can be sent
 
 
+def test_a_long_word_among_numbers_does_not_lengthen_the_others() -> None:
+    body, _ = asking(LONG_WORD)
+    tracemalloc.start()
+    with pytest.raises(BadInput):
+        read(body)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100 * len(body)
+
+
 def test_brackets_in_strings_do_not_count_for_the_depth() -> None:
-    assert oip.depth(b'{"a\\"[[[": ["[[\\\\", [[]]], "b": []}') == 4
-    assert oip.depth(b"") == 0
+    assert arrival.depth(b'{"a\\"[[[": ["[[\\\\", [[]]], "b": []}') == 4
+    assert arrival.depth(b"") == 0
 
 
 @settings(max_examples=300, deadline=None)
