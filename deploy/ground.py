@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import fcntl
-import ipaddress
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from lifelist.deploy import haproxy
 from lifelist.exporter.errors import BadSetting, Conflict, Unavailable
+from lifelist.serving.addresses import is_loopback
 from lifelist.serving.options import ServingOptions
 
 FIRST, LAST, BLOCK = 30000, 32700, 200  # ports; below the range from which systems give out their own
@@ -95,13 +95,13 @@ def check_port(host: str, port: int, flag: str = "--port") -> None:
             raise BadSetting(f"cannot listen at {host}, port {port}: {error.strerror}") from error
 
 
-def is_loopback(host: str) -> bool:
+def on_loopback(host: str) -> bool:
     """Whether only this machine reaches what listens there."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
         return False
-    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)
+    return all(is_loopback(str(address[0])) for *_, address in found)
 
 
 def take_block() -> Block:

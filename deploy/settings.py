@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
-from lifelist.deploy.ground import is_loopback
+from lifelist.deploy.ground import on_loopback
 from lifelist.serving.options import DAY_S, ServingOptions
 from lifelist.training.options import TrainingOptions
 
@@ -186,4 +186,4 @@ class Settings(_Options):
     @property
     def is_open(self) -> bool:
         """Whether everybody may call as long as there are no API keys."""
-        return self.serving.allow_anonymous or is_loopback(self.serving.host)
+        return self.serving.allow_anonymous or on_loopback(self.serving.host)

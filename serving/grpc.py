@@ -5,7 +5,6 @@ addresses, whatever we tell Ray; so each method first asks `admit`. Messages com
 what is none is refused as any other input, and nobody's message is parsed who may not send one.
 """
 
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +20,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from lifelist.exporter.errors import BadInput, Forbidden, LifelistError, Missing, NotPrepared, Unsupported
 from lifelist.serving import infer
+from lifelist.serving.addresses import is_loopback
 from lifelist.serving.auth import ANYONE, Door, roles_of
 from lifelist.serving.classify import Parts
 from lifelist.serving.errors import status_of
@@ -87,7 +87,7 @@ def admit(context: Any, door: Door, method: str) -> str | None:
     HAProxy's do, which passes on what is sent to serving.grpc_port; and with a key for it, where there are keys, in the
     metadata as in a header.
     """
-    if not is_loopback(peer := context.peer()):
+    if not is_here(peer := context.peer()):
         raise Forbidden(f"{peer} is not on this machine; ask at the server's own port for gRPC")
     if (roles := roles_of(ACCESS.get(method, "operate"))) is None:
         return None
@@ -124,18 +124,13 @@ def _bytes(value: str | bytes) -> bytes:
     return value if isinstance(value, bytes) else value.encode()
 
 
-def is_loopback(peer: str) -> bool:
+def is_here(peer: str) -> bool:
     """Whether a gRPC peer, `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`, is on this machine."""
     family, _, place = unquote(peer).partition(":")
     host = place.rpartition(":")[0].strip("[]")
     if family not in ("ipv4", "ipv6"):
         return family == "unix"
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    return is_loopback(host)
 
 
 def answering(kind: type[Said]) -> Callable[[Callable[[Any, Any], Awaitable[Said]]], Callable[..., Awaitable[Said]]]:

@@ -57,6 +57,12 @@ class Server:
         assert found is not None
         return found
 
+    def first_port(self) -> int:
+        """Of its block."""
+        started_with = Path(f"/proc/{ground.processes(self.record().nonce)[0]}/environ").read_bytes().split(b"\0")
+        found = dict(variable.partition(b"=")[::2] for variable in started_with)
+        return int(found[b"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]) - 1
+
     def replicas(self) -> dict[str, dict[str, Any]]:
         """How each replica stands, by name."""
         return {row["replica"]: row for row in self.get("/v1/health/ready").get("replicas", [])}

@@ -1,7 +1,6 @@
 """Who may call what: every route of both applications, with every kind of key, and with none."""
 
 import contextlib
-import ipaddress
 import json
 import socket
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from lifelist.deploy import cli, ground, operator
 from lifelist.exporter.errors import BadKey, Forbidden
 from lifelist.serving import auth, keys, oip_routes
 from lifelist.serving import grpc as by_grpc
+from lifelist.serving.addresses import is_loopback
 from lifelist.serving.app import Replica
 from lifelist.serving.catalog import Catalog
 
@@ -347,15 +347,12 @@ def test_keys_hold_for_every_process_of_a_running_server_and_go_without_a_restar
 def test_every_socket_of_a_running_server_is_on_loopback_or_wants_rays_token(server: Server) -> None:
     found = listeners([server.process.pid, *ground.processes(server.record().nonce)])
     assert ("127.0.0.1", server.port) in found
-    for_grpc = range(ground.FIRST, ground.LAST + ground.BLOCK)  # tests/test_oip_clients.py sees that those refuse
-    beyond = {port for address, port in found if not on_loopback(address) and port not in for_grpc}
+    first = server.first_port()
+    for_grpc = {first + 2, *range(first + 105, first + ground.BLOCK)}  # they refuse: test_oip_clients.py
+    assert {port for _, port in found} & for_grpc
+    beyond = {port for address, port in found if not is_loopback(address) and port not in for_grpc}
     assert len(found) - len(beyond) >= 16  # HAProxy, the replicas, the operator, and nearly all of Ray
     assert {port: refusal(port) for port in beyond} == dict.fromkeys(beyond, grpc.StatusCode.UNAUTHENTICATED)
-
-
-def on_loopback(address: str) -> bool:
-    found = ipaddress.ip_address(address)
-    return (getattr(found, "ipv4_mapped", None) or found).is_loopback
 
 
 def refusal(port: int) -> grpc.StatusCode:

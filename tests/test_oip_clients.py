@@ -22,13 +22,11 @@ import tritonclient.http
 import tritonclient.http.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from parts import BIRDS, DIM, encoded, tiny_images, tiny_version
-from parts_server import Server, eventually, listeners
+from parts_server import Server, eventually
 from prometheus_client.parser import text_string_to_metric_families
 from test_oip import GOLDEN
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
-
-from lifelist.deploy import ground
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -529,11 +527,7 @@ def test_every_method_has_a_body(server: Server) -> None:
 def test_who_asks_a_replica_from_elsewhere_is_refused_by_every_method(server: Server) -> None:
     """Ray's gRPC servers listen on all addresses; ours, behind HAProxy, does not. The operator's has no methods."""
     address = elsewhere()
-    first = min(
-        port for host, port in listeners(ground.processes(server.record().nonce)) if ground.FIRST <= port < 32768
-    )
-    first -= first % ground.BLOCK
-    answers = []
+    first, answers = server.first_port(), []
     for port in range(first + 105, first + 108):  # of two replicas and the operator
         with grpc.insecure_channel(f"{address}:{port}") as channel:
             answers.append([called(channel, service, method) for service, method, _ in methods()])
