@@ -16,6 +16,7 @@ from parts_server import free_port
 from parts_training import TINY, tasks
 from test_resume import everything
 
+from lifelist.serving.addresses import is_loopback
 from lifelist.training import increment
 from lifelist.training.job import Task, write_task
 from lifelist.training.options import TrainingOptions
@@ -184,7 +185,10 @@ STORY = """
 import json, os, signal, sys, time
 from pathlib import Path
 from lifelist.deploy import ground
+sys.path.append(sys.argv[3])
+from parts_server import listeners
 os.environ |= {ground.MARK: sys.argv[1], "RAY_worker_niceness": "0", "HOME": sys.argv[2]}
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # as the server sets it: Ray's own sockets are on loopback
 import ray
 ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
 from lifelist.deploy import worker
@@ -212,6 +216,7 @@ killed, cancelled, broken = (Path(sys.argv[2]) / name for name in ("killed", "ca
 def kill():
     if "workers" not in told and reached(killed, 2):
         told["workers"] = workers = processes(b"ray::RayTrainWorker")
+        told["listening"] = sorted(listeners(workers))
         told["steps back"] = []
         for number in workers:
             threads = [int(thread.name) for thread in Path(f"/proc/{number}/task").iterdir()]
@@ -269,7 +274,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in ("killed", "orphaned", "cancelled", "broken"):
         write_task(home / name, replace(chain()[1], options=replace(SHARED, epochs=6)))
     (home / "broken" / "images.json").write_bytes(b"[]")
-    command = [sys.executable, "-c", STORY, secrets.token_hex(8), str(home)]
+    command = [sys.executable, "-c", STORY, secrets.token_hex(8), str(home), str(Path(__file__).parent)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
     assert ran.returncode == 0, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
@@ -295,6 +300,11 @@ def test_workers_of_ray_train_step_back_behind_serving_and_leave_nothing_behind(
     assert story["passive"] == [True, True]
     assert not (story["home"] / "killed" / "ray").exists()
     assert not (story["home"] / "ray_results").exists()
+
+
+def test_workers_on_one_machine_listen_on_loopback_alone(story: dict[str, Any]) -> None:
+    assert len(story["listening"]) >= 4  # each for Ray, and for the other
+    assert [place for place in story["listening"] if not is_loopback(place[0])] == []
 
 
 def test_a_killed_trainer_leaves_no_worker_and_no_place_that_others_wait_for(story: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+LOOPBACK = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), "lo" if sys.platform == "linux" else "lo0")
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def _train_together(folder: Path, workers: int) -> None:
     Ray Train's own retry (FailureConfig) is left at none: it takes an error for a death, and what training raises would
     be raised twenty times.
     """
-    from ray.train.torch import TorchConfig  # here, as in _together: Ray Train costs a lone trainer 260 MB
+    # here, as in _together: Ray Train costs a lone trainer 260 MB
     from ray.train.v2._internal.exceptions import RayTrainError  # a worker's death; pyproject.toml pins Ray
     from ray.train.v2.api.config import RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import WorkerGroupError
@@ -95,7 +97,7 @@ def _train_together(folder: Path, workers: int) -> None:
         _free_places()
         together = _together(
             train_loop_config={"folder": str(folder)},
-            torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
+            torch_config=_meeting(storage, "cpu:gloo,cuda:nccl" if on_gpus else "gloo"),
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=on_gpus, resources_per_worker=needs),
             run_config=RunConfig(name="workers", storage_path=str(storage)),
         )
@@ -141,6 +143,47 @@ def _together(**options: Any) -> Any:
             return [callback for callback in found if not isinstance(callback, PlacementGroupCleanerCallback)]
 
     return Together(_work, **options)
+
+
+def _meeting(storage: Path, backend: str) -> Any:
+    """How the workers find one another: all on one machine by a file in `storage`, and over loopback; else Ray's way.
+
+    Ray's way is a store of torch's that listens on all addresses, and lets in whoever asks.
+    """
+    from ray.train._internal.base_worker_group import BaseWorkerGroup
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
+            if len(set(worker_group.execute(_node))) > 1:
+                super().on_start(worker_group, backend_config)
+                return
+            worker_group.execute(_set_torch_distributed_env_vars)
+            worker_group.execute(os.environ.update, LOOPBACK)
+            group = {
+                "backend": backend,
+                "world_size": len(worker_group),
+                "init_method": f"file://{storage}/{uuid.uuid4().hex}",  # one that was used already would mislead
+                "timeout_s": backend_config.timeout_s,
+            }
+            meetings = [
+                worker_group.execute_single_async(k, _setup_torch_process_group, world_rank=k, **group)
+                for k in range(len(worker_group))
+            ]
+            ray.get(meetings)
+
+    class Meeting(TorchConfig):
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend
+
+    return Meeting(backend=backend)
+
+
+def _node() -> str:
+    """The machine that this process is on, as Ray knows it."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def _work(job: dict[str, str]) -> None:
