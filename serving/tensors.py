@@ -21,7 +21,7 @@ NUMBERS = {  # datatype → how numpy writes it
     "BOOL": "?", "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8", "INT8": "<i1", "INT16": "<i2",
     "INT32": "<i4", "INT64": "<i8", "FP16": "<f2", "FP32": "<f4", "FP64": "<f8",
 }  # fmt: skip
-TYPES = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}  # numpy's kind of a datatype → what it takes of JSON
+TYPES: dict[str, set[type]] = {"b": {bool}, "u": {int}, "i": {int}, "f": {int, float}}  # of JSON, by numpy's kind
 MOST_DIMENSIONS = 16
 MOST_ELEMENTS = 2**40
 

@@ -155,7 +155,7 @@ def _meeting(storage: Path, backend: str) -> Any:
     from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 
     class Backend(_TorchBackend):
-        def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
+        def on_start(self, worker_group: BaseWorkerGroup, backend_config: Any) -> None:
             if len(set(worker_group.execute(_node))) > 1:
                 super().on_start(worker_group, backend_config)
                 return
@@ -167,7 +167,7 @@ def _meeting(storage: Path, backend: str) -> Any:
                 "init_method": f"file://{storage}/{uuid.uuid4().hex}",  # one that was used already would mislead
                 "timeout_s": backend_config.timeout_s,
             }
-            meetings = [
+            meetings: list[Any] = [
                 worker_group.execute_single_async(k, _setup_torch_process_group, world_rank=k, **group)
                 for k in range(len(worker_group))
             ]
