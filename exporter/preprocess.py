@@ -36,8 +36,8 @@ def decode(data: bytes, preprocess: Preprocess, limits: ImageLimits = IMAGE_LIMI
     """The image file as the model sees it: size×size×3 uint8, RGB.
 
     JPEG, PNG or WebP, told by content. The camera's orientation is applied; transparency goes on white; greyscale,
-    palette, CMYK and 16-bit images become RGB. TooLarge if the file is over the limit; BadImage if it is not such a
-    file, is broken or cut off, has too many pixels (nothing is decoded then), or has more than one frame.
+    palette, CMYK and 16-bit images become RGB. TooLarge if the file has too many bytes, or too many pixels (nothing is
+    decoded then); BadImage if it is not such a file, is broken or cut off, or has more than one frame.
     """
     return _fitted(_read(data, limits), preprocess)
 
@@ -60,21 +60,21 @@ def _read(data: bytes, limits: ImageLimits) -> Image.Image:
             _check(image, limits)
             image.load()
             return _as_rgb(_upright(image))
-    except BadImage:
+    except (BadImage, TooLarge):
         raise
     except UnidentifiedImageError:
         raise BadImage(f"not an image that we read: {len(data):,} bytes, of no {_ANY} file") from None
     except Image.DecompressionBombError:
-        raise BadImage(f"the image has more than {limits.max_pixels:,} pixels; send a smaller one") from None
+        raise TooLarge(f"the image has more than {limits.max_pixels:,} pixels; send a smaller one") from None
     except Exception as error:  # whatever the decoder makes of hostile bytes, the bytes are at fault
         raise BadImage(f"the image is broken or cut off, and cannot be decoded: {error}") from error
 
 
 def _check(image: Image.Image, limits: ImageLimits) -> None:
-    """BadImage if the header promises what we refuse to decode."""
+    """TooLarge or BadImage if the header promises what we refuse to decode."""
     width, height = image.size
     if width * height > limits.max_pixels:
-        raise BadImage(
+        raise TooLarge(
             f"the image is {width}×{height} = {width * height:,} pixels; the limit is {limits.max_pixels:,}. "
             "Send a smaller one"
         )

@@ -7,7 +7,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,32 @@ class Site:
 
     def post(self, query: str = "", **request: Any) -> httpx.Response:
         return self.ask("POST", f"/v1/classify{query}", **request)
+
+    def while_busy(self, bodies: Sequence[bytes], busy_s: float = 0.5) -> list[httpx.Response]:
+        """The answers to queries that come one after the other, while the model is busy for so long."""
+        batcher, free = self.replica.batcher, threading.Event()
+        answer = batcher.run
+
+        def when_free(queries: Any, alone: bool) -> Any:
+            assert free.wait(30)
+            return answer(queries, alone)
+
+        async def asked() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(self.replica.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+                waiting = []
+                for body in bodies:
+                    waiting.append(asyncio.create_task(client.post("/v1/classify", content=body)))
+                    await asyncio.sleep(0.02)
+                await asyncio.sleep(busy_s)
+                free.set()
+                return await asyncio.gather(*waiting)
+
+        batcher.run = when_free
+        try:
+            return self.loop.run_until_complete(asked())
+        finally:
+            batcher.run = answer
 
     def close(self) -> None:
         self.replica.close()
@@ -143,7 +169,7 @@ def test_a_tensor_of_another_size_is_fitted_as_an_image_is(site: Site) -> None:
 
 def test_top_k_is_as_many_as_there_are_at_most_and_five_unless_told(site: Site) -> None:
     assert len(site.post("?top_k=1", content=bird(0)).json()["images"][0]["classes"]) == 1
-    assert len(site.post("?top_k=99", content=bird(0)).json()["images"][0]["classes"]) == 3
+    assert len(site.post("?top_k=10000", content=bird(0)).json()["images"][0]["classes"]) == 3
     assert len(site.post(content=bird(0)).json()["images"][0]["classes"]) == 3
 
 
@@ -215,7 +241,7 @@ BAD: dict[str, tuple[int, str, dict[str, Any]]] = {  # what is wrong → (status
     "a BMP":                  (400, "no JPEG, PNG or WebP", {"content": encoded(tiny_images()[0], "BMP")}),
     "a cut-off PNG":          (400, "broken or cut off", {"content": bird(0)[:-40]}),
     "a cut-off JPEG":         (400, "broken or cut off", {"content": bird(0, "JPEG")[:300]}),
-    "a bomb":                 (400, "more than 1,000,000 pixels; send a smaller one", {"content": bomb()}),
+    "a bomb":                 (413, "more than 1,000,000 pixels; send a smaller one", {"content": bomb()}),
     "an animation":           (400, "animated, with 3 frames", {"content": animated()}),
     "a large file":           (413, "limit is 100,000", {"content": bytes(100_001)}),
     "a large body":           (413, "limit is 200,000", {"content": bytes(200_001)}),
@@ -225,6 +251,7 @@ BAD: dict[str, tuple[int, str, dict[str, Any]]] = {  # what is wrong → (status
     "an unknown answer":      (400, "linear or nearest_mean, not 'best'", asked("?answer=best")),
     "top_k of 0":             (400, "from 1 to 10000, not '0'", asked("?top_k=0")),
     "top_k below 0":          (400, "not '-1'", asked("?top_k=-1")),
+    "top_k of one too many":  (400, "from 1 to 10000, not '10001'", asked("?top_k=10001")),
     "top_k of a billion":     (400, "not '1000000000'", asked("?top_k=1000000000")),
     "top_k in words":         (400, "not 'five'", asked("?top_k=five")),
     "top_k twice":            (400, "given twice", asked("?top_k=1&top_k=2")),
@@ -326,16 +353,31 @@ def test_more_requests_than_a_caller_may_send_in_a_second_are_put_off(registry: 
 
 
 def test_more_than_a_replica_can_hold_is_put_off(registry: Registry) -> None:
-    full = Site(registry, LIMITS.model_copy(update={"max_requests": 0}))
-    answer = full.post(content=bird(0))
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert "queries are being answered" in error(answer)
+    full = Site(registry, ServingOptions(max_requests=2))
+    answers = full.while_busy([bird(0), bird(0), bird(0)])
+    assert [answer.status_code for answer in answers] == [200, 200, 503]
+    assert answers[2].headers["retry-after"] == "1"
+    assert error(answers[2]) == "2 queries are being answered at the moment, the limit; try again"
     full.close()
-    heavy = Site(registry, LIMITS.model_copy(update={"max_buffered_bytes": 100}))
-    answer = heavy.post(content=bird(0))
+    one, other = bird(0), bird(1)
+    for limit, status in ((len(one + other), 200), (len(one + other) - 1, 503)):
+        heavy = Site(registry, ServingOptions(max_body_bytes=limit, max_buffered_bytes=limit))
+        answers = heavy.while_busy([one, other])
+        assert [answer.status_code for answer in answers] == [200, status]
+        assert heavy.replica.intake.held == 0
+        heavy.close()
+    assert answers[1].headers["retry-after"] == "1"
+    assert error(answers[1]) == f"the bodies of all queries together exceed {limit:,} bytes; try again"
+
+
+def test_an_answer_that_takes_too_long_is_given_up(registry: Registry) -> None:
+    site = Site(registry, ServingOptions(answer_timeout_s=0.1))
+    (answer,) = site.while_busy([bird(0)], busy_s=1)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert heavy.replica.intake.held == 0
-    heavy.close()
+    assert error(answer) == "no answer within 0.1 s; try again later"
+    assert site.replica.intake.requests == 0
+    assert site.post(content=bird(0)).status_code == 200
+    site.close()
 
 
 def test_a_full_queue_is_a_503_with_retry_after_and_the_rest_is_answered(registry: Registry) -> None:

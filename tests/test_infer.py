@@ -276,6 +276,18 @@ def test_a_deadline_that_has_passed_is_504_and_frees_its_slot(registry: Registry
     site.close()
 
 
+def test_of_two_deadlines_the_sooner_one_counts(registry: Registry) -> None:
+    site = Site(registry, ServingOptions(answer_timeout_s=0.1))
+    free, answer_ = threading.Event(), site.replica.batcher.run
+    site.replica.batcher.run = lambda queries, alone: (free.wait(10), answer_(queries, alone))[1]
+    answers = [infer(site, asked(parameters={"timeout": microseconds})) for microseconds in (50_000, 60_000_000)]
+    free.set()
+    assert [answer.status_code for answer in answers] == [504, 503]
+    assert error(answers[1]) == "no answer within 0.1 s; try again later"
+    assert answers[1].headers["retry-after"] == "1"
+    site.close()
+
+
 # ------------------------------------------------------------------------------------------------------- compression
 
 

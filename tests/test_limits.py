@@ -26,6 +26,7 @@ LIMITS = {
     "serving.keep-alive-s": 2,
     "serving.max-json-bytes": 2000,
     "serving.max-json-depth": 5,
+    "serving.max-infer-json-bytes": 3000,
     "serving.max-images": 4,
     "serving.max-body-bytes": 100_000,
     "serving.max-buffered-bytes": 100_000,
@@ -56,6 +57,10 @@ def tensor(count: int, side: int = 16) -> dict[str, Any]:
     }
 
 
+def wide(width: int) -> dict[str, Any]:
+    return {"content": bytes(100 * width * 3), "headers": {"X-Tensor-Shape": f"1,100,{width},3"}}
+
+
 def nested(depth: int) -> dict[str, Any]:
     return {"content": b"[" * depth + b"]" * depth, "headers": JSON}
 
@@ -71,17 +76,20 @@ def form(*files: bytes) -> list[tuple[str, tuple[str, bytes]]]:
 
 
 small = encoded(tiny_images()[0])
-QUERY, EXAMPLES, FEEDBACK = "/v1/classify", "/v1/examples", "/v1/feedback"
+QUERY, EXAMPLES, FEEDBACK, INFER = "/v1/classify", "/v1/examples", "/v1/feedback", "/v2/models/lifelist/infer"
 FORM = {"Content-Type": "multipart/form-data; boundary=x"}
 PAST = [  # what; where; at the limit, and its status; one past it, its status, and its message
     ("images", QUERY, tensor(4), 200, tensor(5), 413, "at most 4 in one query"),
     ("images of a form", QUERY, {"files": form(*[small] * 4)}, 200, {"files": form(*[small] * 5)}, 413, "at most 4"),
     ("body", QUERY, {"content": bytes(100_000)}, 413, {"content": bytes(100_001)}, 413, "limit is 100,000"),
     ("image file", QUERY, {"content": padded(50_000)}, 200, {"content": padded(50_001)}, 413, "limit is 50,000"),
-    ("pixels", QUERY, {"content": flat((100, 100))}, 200, {"content": flat((100, 101))}, 400, "limit is 10,000"),
+    ("pixels", QUERY, {"content": flat((100, 100))}, 200, {"content": flat((100, 101))}, 413, "limit is 10,000"),
+    ("pixels of a tensor", QUERY, wide(100), 200, wide(101), 413, "limit is 10,000"),
     ("JSON", FEEDBACK, {"content": b" " * 2000, "headers": JSON}, 400, {"content": b" " * 2001, "headers": JSON},
      413, "limit is 2,000"),
     ("depth", FEEDBACK, nested(5), 400, nested(6), 400, "nests 6 deep; the limit is 5"),
+    ("depth of a query", INFER, nested(5), 400, nested(6), 400, "nests 6 deep; the limit is 5"),
+    ("JSON of a query", INFER, {"content": b" " * 3000}, 400, {"content": b" " * 3001}, 413, "limit is 3,000"),
     ("examples", EXAMPLES, None, 0, {"data": {"class": "x"}, "files": form(*[small] * 4)}, 413, "more than 3 images"),
     ("upload", EXAMPLES, None, 0, {"content": bytes(100_001), "headers": FORM}, 413, "limit is 100,000"),
 ]  # fmt: skip
