@@ -23,7 +23,7 @@ OnSent = Callable[[int], object]
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 OF_A_PART = 500  # bytes that a form adds to an image, about
 QUERY_BYTES, UPLOAD_BYTES = 32 * 2**20, 192 * 2**20  # in one request: well below the server's limits by default
-MODES_OF_PNG = {"1", "L", "LA", "P", "RGB", "RGBA"}
+MODES_OF_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
 def batches(images: Images, most: int, most_bytes: int) -> Iterator[list[Image]]:
@@ -65,6 +65,9 @@ def _checked(image: Any) -> Image:
             f"an image is a path, bytes, (name, bytes), an array or a PIL image; not {type(image).__name__} "
             f"{str(image)[:60]!r}"
         )
+    elif isinstance(image, Path | str) and not Path(image).is_file():
+        said = "is a folder; give the files in it" if Path(image).is_dir() else "does not exist, or is no file"
+        raise BadInput(f"{image} {said}")
     return cast(Image, image)
 
 
@@ -101,8 +104,15 @@ def _as_file(image: Image, k: int) -> Path | tuple[str, bytes]:
         return image
     seen = PIL.fromarray(image) if isinstance(image, np.ndarray) else ImageOps.exif_transpose(image)
     out = io.BytesIO()
-    (seen if seen.mode in MODES_OF_PNG else seen.convert("RGB")).save(out, "PNG")
+    (seen if seen.mode in MODES_OF_PNG else _for_png(seen)).save(out, "PNG")
     return f"image-{k + 1}.png", out.getvalue()
+
+
+def _for_png(image: PIL.Image) -> PIL.Image:
+    """An image of another mode in one that PNG has, its 16 bits or its transparency kept."""
+    if image.mode.startswith("I"):
+        return PIL.fromarray(np.asarray(image).clip(0, 2**16 - 1).astype(np.uint16))
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
 
 
 def _size(image: Image) -> int:

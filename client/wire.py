@@ -45,7 +45,10 @@ class Request(Generic[T]):
 def options(
     url: str, timeout_s: float, api_key: str | None, environment: Mapping[str, str] = os.environ
 ) -> dict[str, Any]:
-    """The arguments of an httpx client. The key is LIFELIST_API_KEY's, unless given; BadInput if it can be none."""
+    """The arguments of an httpx client. The key is LIFELIST_API_KEY's, unless given; BadInput if it can be none, or
+    if the URL is no server's.
+    """
+    _check(url)
     key = environment.get("LIFELIST_API_KEY") if api_key is None else api_key
     if key and not (key.isascii() and key.isprintable() and key == key.strip()):
         raise BadInput("the API key has a space at an end, or a character that no key has; is it whole, and alone?")
@@ -55,6 +58,15 @@ def options(
         "timeout": timeout_s,
         "trust_env": False,  # a proxy for the internet, set in the environment, must not get requests to this machine
     }
+
+
+def _check(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise BadInput(f"{url!r} is no URL ({error}); name the server as http://host:port") from error
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise BadInput(f"{url!r} is no URL of a server; name it as http://host:port")
 
 
 class Call(Generic[T]):

@@ -266,3 +266,19 @@ def test_the_examples_in_the_docs_run(
         "^there is no",
     ):
         assert re.search(line, printed, re.MULTILINE), line
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("url", ["http://[::1", "localhost:8000", "127.0.0.1", "", "http://", "ftp://here"])
+def test_what_is_no_url_of_a_server_is_told_at_once(client: Any, url: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(repr(url)) + r" is no URL.* http://host:port$"):
+        client(url)
+
+
+def test_a_path_that_is_no_file_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    with Client("http://127.0.0.1:9") as client:
+        for ask in (client.classify, lambda images: list(client.classify_many(images))):
+            with pytest.raises(BadInput, match=r"nowhere\.png does not exist"):
+                ask([tmp_path / "nowhere.png"])
+            with pytest.raises(BadInput, match=f"^{re.escape(str(tmp_path))} is a folder; give the files in it"):
+                ask(str(tmp_path))

@@ -1,6 +1,7 @@
 """Odd image files: training and serving see the same pixels in each, or neither uses it and both say the same why."""
 
 import asyncio
+import io
 import re
 import struct
 import tracemalloc
@@ -14,6 +15,7 @@ import pytest
 from parts import OPEN, PREPROCESS, SIZE, encoded, images, tiny_version
 from PIL import Image, ImageCms, PngImagePlugin
 
+from lifelist.client import images as client_images
 from lifelist.exporter.errors import BadImage
 from lifelist.exporter.preprocess import decode
 from lifelist.exporter.registry import Registry
@@ -202,6 +204,32 @@ def test_what_is_sound_is_seen_alike_by_training_and_serving_whatever_it_is_call
         assert np.array_equal(served, taken), name
         if wanted is not None:
             assert np.abs(served.astype(int) - np.asarray(wanted)).max() <= 1, name
+
+
+def sent_of(image: Image.Image) -> bytes:
+    """The file that a client sends of a PIL image."""
+    ((_, (_, file, _)),) = client_images.parts([image])
+    return file.read()
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_a_client_sends_of_a_pil_image_what_is_seen_as_its_file_is(name: str) -> None:
+    data, _ = SOUND[name]
+    assert np.array_equal(decode(sent_of(Image.open(io.BytesIO(data))), PREPROCESS), decode(data, PREPROCESS))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa"])
+def test_what_is_clear_in_a_pil_image_is_white(mode: str) -> None:
+    clear = Image.new(mode, (SIZE, SIZE), 0 if mode == "PA" else (0,) * len(mode))
+    if mode == "PA":
+        clear.putalpha(0)
+    assert (decode(sent_of(clear), PREPROCESS) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "I;16B"])
+def test_grey_of_16_bits_in_a_pil_image_is_as_bright_as_in_a_file(mode: str) -> None:
+    grey = Image.new(mode, (SIZE, SIZE), 77 * 257)
+    assert (decode(sent_of(grey), PREPROCESS) == 77).all()
 
 
 def test_what_is_refused_is_refused_by_both_for_the_same_reason(both: Both) -> None:
