@@ -6,11 +6,13 @@ It is the path of POST /v1/classify with another way in and out: the same intake
 import asyncio
 import base64
 import binascii
+import math
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from functools import partial
+from typing import Any, TypeVar, cast, get_args
 
 import numpy as np
 from starlette.requests import Request
@@ -35,6 +37,9 @@ DEFAULT_OUTPUTS = ("class_id", "label", "score", "prediction_id")
 WINDOW = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}
 HARMLESS = 2**20  # bytes: a body that becomes no more than that may be compressed as far as it will go
 WORTH_COMPRESSING = 1024  # bytes of an answer
+LARGE_JSON, LARGE_OUTPUT = 2**16, 2**12  # bytes to read, elements to write: what takes some milliseconds
+
+T = TypeVar("T")
 
 
 async def infer(request: Request) -> Response:
@@ -45,16 +50,32 @@ async def infer(request: Request) -> Response:
     model, version = request.path_params["model"], request.path_params.get("version", "")
     with parts.intake.admitted(request) as sent:
         content = await _uncompressed(parts, sent, request.headers.get("content-encoding", "identity"))
-        asked = oip.read(content, request.headers.get(oip.HEADER), limits(parts.options), IMAGE_BYTES)
+        header = request.headers.get(oip.HEADER)
+        json_bytes = len(content) if header is None else natural(header, len(content)) or 0
+        read = partial(oip.read, content, header, limits(parts.options), IMAGE_BYTES)
+        asked = await _beside(parts, json_bytes > LARGE_JSON, read)
         found = await answered(parts, asked, model, version)
     binary = {wanted.name for wanted in asked.outputs if wanted.binary} if asked.outputs else _all_if(asked.binary)
-    data, length = oip.write(found, binary)
+    listed = sum(math.prod(tensor.shape) for tensor in found.outputs if tensor.name not in binary)
+    write = partial(_written, found, binary, request.headers.get("accept-encoding", ""))
+    data, length, encoding = await _beside(parts, listed > LARGE_OUTPUT, write)
     headers = {"X-Lifelist-Version": found.version}
     if length is not None:
         headers[oip.HEADER] = str(length)
-    data, encoding = _compressed(data, request.headers.get("accept-encoding", ""))
     headers |= {"Content-Encoding": encoding, "Vary": "Accept-Encoding"} if encoding else {}
     return Response(data, headers=headers, media_type="application/json" if length is None else body.RAW_TYPES[1])
+
+
+async def _beside(parts: Parts, large: bool, work: Callable[[], T]) -> T:
+    """What the work gives; by a thread that decodes, if it is large, so that the event loop stays free for others."""
+    return await asyncio.get_running_loop().run_in_executor(parts.decoders, work) if large else work()
+
+
+def _written(response: oip.Response, binary: Collection[str], accepted: str) -> tuple[bytes, int | None, str]:
+    """The body of an answer, how much of it was JSON before it was compressed (None: all), and how it is compressed."""
+    data, length = oip.write(response, binary)
+    data, encoding = _compressed(data, accepted)
+    return data, length, encoding
 
 
 ROUTES = [

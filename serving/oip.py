@@ -156,14 +156,18 @@ def _no_number(text: str) -> Any:
 
 
 def _rows(content: Json, name: str) -> list[Any]:
-    rows = content.get(name) or []
+    rows = content.get(name)
+    if rows is None:
+        return []
     if not isinstance(rows, list):
         raise BadInput(f"{name} should be a list, not {rows!r:.40}")
     return rows
 
 
 def _parameters(what: str, content: Json) -> Json:
-    found = content.get("parameters") or {}
+    found = content.get("parameters")
+    if found is None:
+        return {}
     if not isinstance(found, dict):
         raise BadInput(f"the parameters of {what} should be a JSON object, not {found!r:.40}")
     return dict(found)

@@ -12,6 +12,7 @@ from lifelist.serving import oip, tensors
 from lifelist.serving.auth import ACCESS, ANYONE
 from lifelist.serving.body import FORM_TYPE, IMAGE_TYPES, SHAPE_HEADER
 from lifelist.serving.classify import LARGEST_TOP_K, PATH
+from lifelist.serving.infer import WINDOW
 from lifelist.serving.options import ServingOptions
 
 Json = dict[str, Any]
@@ -40,6 +41,7 @@ SCHEMES = {  # either will do, and neither is needed by a server without API key
 }
 
 SHAPE = {"type": "string", "pattern": "^ *[0-9]{1,9} *(, *[0-9]{1,9} *){2,3}$", "example": "2,32,32,3"}
+ENCODING = {"type": "string", "enum": [*WINDOW, "identity"], "default": "identity"}
 PREDICTION_ID = "AQAAAAEAAAAAAAAAAQABog_X17CP_W3nzCtLoEkSPDCgfwSu0QuFzzj5"
 ANSWER = {  # the documentation's
     "version": 1,
@@ -104,6 +106,11 @@ def header(kind: str, description: str) -> Json:
     return {"required": True, "description": description, "schema": {"type": kind}}
 
 
+HEADERS_OF = {  # status → headers of such an answer
+    "401": {"WWW-Authenticate": header("string", "Bearer")},
+    "429": {"Retry-After": header("integer", "seconds")},
+    "503": {"Retry-After": header("integer", "seconds")},
+}
 NO_CONTROLS: Json = {"pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$"}  # described so; the route says it in a sentence
 LOCATION: Responses = {202: {"headers": {"Location": header("string", "where the increment is")}}}
 EVENTS: Responses = {
@@ -243,6 +250,7 @@ def _infer(path: str) -> Json:
         "parameters": [
             *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in where),
             length,
+            _parameter("header", "Content-Encoding", ENCODING, "of the whole body, as it is sent"),
         ],
         "requestBody": {"required": True, "content": {"application/json": json_, "application/octet-stream": binary}},
         "responses": {
@@ -320,8 +328,8 @@ def _parameter(place: str, name: str, schema: Json, description: str) -> Json:
 
 
 def _error(status: str) -> Json:
-    headers = {"headers": {"Retry-After": header("integer", "seconds")}} if status == "503" else {}
     content = {"application/json": {"schema": _reference("Error")}}
+    headers = {"headers": HEADERS_OF[status]} if status in HEADERS_OF else {}
     return {"description": ERRORS[status], **headers, "content": content}
 
 

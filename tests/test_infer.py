@@ -18,7 +18,8 @@ from parts import BIRDS, DIM, encoded, tiny_images, tiny_version
 from test_classify import Site, error
 
 from lifelist.exporter.registry import Ref, Registry
-from lifelist.serving import prediction, statistics
+from lifelist.serving import infer as serving_infer
+from lifelist.serving import oip, prediction, statistics
 from lifelist.serving.options import ServingOptions
 
 LIMITS = ServingOptions(max_images=4, max_body_bytes=2_000_000, max_pixels=1_000_000, max_loaded=1)
@@ -286,6 +287,24 @@ def test_of_two_deadlines_the_sooner_one_counts(registry: Registry) -> None:
     assert error(answers[1]) == "no answer within 0.1 s; try again later"
     assert answers[1].headers["retry-after"] == "1"
     site.close()
+
+
+def test_large_bodies_are_read_and_written_beside_the_event_loop(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    by: list[str] = []
+
+    def noting(work: Any) -> Any:
+        def noted(*arguments: Any) -> Any:
+            by.append(threading.current_thread().name.partition("_")[0])
+            return work(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(oip, "read", noting(oip.read))
+    monkeypatch.setattr(oip, "write", noting(oip.write))
+    monkeypatch.setattr(serving_infer, "LARGE_OUTPUT", 31)
+    small, large = asked(tiny_images(1)), asked(tiny_images(4).repeat(5, axis=1), "embedding")
+    assert [infer(site, content).status_code for content in (small, large)] == [200, 200]
+    assert by == ["MainThread", "MainThread", "decode", "decode"]
 
 
 # ------------------------------------------------------------------------------------------------------- compression

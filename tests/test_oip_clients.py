@@ -20,10 +20,12 @@ import tritonclient.grpc
 import tritonclient.grpc.aio
 import tritonclient.http
 import tritonclient.http.aio
+from bad_requests import flat
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from parts import BIRDS, DIM, encoded, tiny_images, tiny_version
 from parts_server import Server, eventually
 from prometheus_client.parser import text_string_to_metric_families
+from test_limits import counted
 from test_oip import GOLDEN
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
@@ -107,6 +109,52 @@ def text(array: np.ndarray) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------ conformance
+
+
+def test_tensors_in_json_are_answered_as_raw_ones(client: Client) -> None:
+    if client.is_grpc:
+        pytest.skip("there is no JSON in gRPC")
+    images = tiny_images(3)
+    outputs = [client.output(name, binary_data=False) for name in ("class_id", "label", "logits")]
+    result = client.infer(MODEL, [client.input(images, binary_data=False)], outputs=outputs)
+    assert all("data" in row for row in result.get_response()["outputs"])
+    assert result.as_numpy("class_id").tolist() == [0, 1, 2]
+    assert result.as_numpy("label").tolist() == list(BIRDS[:3])
+    raw_ones = client.ask(images, "logits").as_numpy("logits")
+    assert result.as_numpy("logits") == pytest.approx(raw_ones, abs=1e-5)
+
+
+@pytest.mark.parametrize("way", ["http", "grpc"])
+def test_queries_may_be_sent_before_the_answers_to_others_are_there(server: Server, way: str) -> None:
+    client = Client(way, server)
+    inputs = [[client.input(tiny_images(k))] for k in range(1, 9)]
+    if client.is_grpc:
+        answers = queue.Queue[Any]()
+        for k, one in enumerate(inputs):
+            client.async_infer(MODEL, one, callback=lambda result, error, k=k: answers.put((k, result, error)))
+        found = sorted((answers.get(timeout=30) for _ in inputs), key=lambda row: row[0])
+        assert [error for _, _, error in found] == [None] * 8
+        results = [result for _, result, _ in found]
+    else:
+        results = [waiting.get_result() for waiting in [client.async_infer(MODEL, one) for one in inputs]]
+    assert [result.as_numpy("class_id").shape for result in results] == [(k,) for k in range(1, 9)]
+    client.close()
+
+
+def test_the_index_is_of_all_versions_or_of_those_that_are_ready(client: Client, server: Server, second: int) -> None:
+    def states(**named: Any) -> dict[str, str]:
+        if client.is_grpc:  # its client has no argument for it
+            with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+                request = service_pb2.RepositoryIndexRequest(**named)
+                found = service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(request)
+            return {row.version: row.state for row in found.models}
+        with server.http() as http_:
+            return {row["version"]: row["state"] for row in http_.post("/v2/repository/index", json=named).json()}
+
+    every, ready = states(), states(ready=True)
+    assert every[str(second)] == "UNAVAILABLE"
+    assert ready == {version: state for version, state in every.items() if state == "READY"}
+    assert ready[live(server)] == "READY"
 
 
 def test_the_server_and_the_model_are_live_and_ready(client: Client, server: Server) -> None:
@@ -204,6 +252,35 @@ def test_a_version_is_loaded_asked_and_unloaded_on_every_replica(client: Client,
     client.unload_model(f"{MODEL}/versions/{number}")
     assert state(client, number) == "UNAVAILABLE"
     assert not client.is_model_ready(MODEL, number)
+
+
+@pytest.fixture(scope="module")
+def named(server: Server, second: int) -> dict[str, int]:
+    """What the names stand for: the version that was live before this one, of four classes, and one of five."""
+    before = int(live(server))
+    previous = tiny_version(server.registry, BIRDS[:4], seed=8).version
+    for version in (previous, before):
+        assert server.promote(version).status_code == 200
+    held = server.registry.ref("candidate")
+    server.registry.move("candidate", second, held.generation if held else None)
+    return {"previous": previous, "candidate": second}
+
+
+@pytest.mark.parametrize(("name", "classes"), [("previous", 4), ("candidate", 5)])
+def test_a_version_is_asked_by_what_it_is(client: Client, named: dict[str, int], name: str, classes: int) -> None:
+    if name == "candidate":
+        assert not client.is_model_ready(MODEL, name)
+        client.load_model(f"{MODEL}/versions/{name}")
+    assert client.is_model_ready(MODEL, name)
+    assert state(client, str(named[name])) == "READY"
+    rows = {row["name"]: row["shape"] for row in client.told("get_model_metadata", MODEL, name)["outputs"]}
+    assert [int(side) for side in rows["logits"]] == [-1, classes]
+    result = client.ask(tiny_images(4), "class_id", "logits", model_version=name)
+    assert client.version(result) == str(named[name])
+    assert result.as_numpy("logits").shape == (4, classes)
+    assert result.as_numpy("class_id").tolist() == [0, 1, 2, 3]
+    if name == "candidate":
+        client.unload_model(f"{MODEL}/versions/{name}")
 
 
 def state(client: Client, version: str) -> str:
@@ -481,6 +558,20 @@ def test_a_message_larger_than_any_body_may_be_is_refused_and_what_is_not_in_tim
         client.ask(np.zeros((1, 4000, 4000, 3), np.uint8), client_timeout=0.01)
     client.close()
     eventually(lambda: held(server) == 0)
+
+
+def test_a_call_that_its_client_cancels_is_counted_and_leaves_nothing_behind(server: Server) -> None:
+    given_up = 'lifelist_grpc_requests_total{code="CANCELLED",method="ModelInfer"'
+    before = counted(server, given_up)
+    request = service_pb2.ModelInferRequest(model_name=MODEL)
+    row = request.inputs.add(name="image_bytes", datatype="BYTES", shape=[10])
+    row.contents.bytes_contents.extend([flat((6000, 6000))] * 10)  # seconds of decoding
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(request)
+        eventually(lambda: counted(server, "lifelist_inflight_requests") == 1)
+        assert call.cancel()
+        eventually(lambda: held(server) == 0)
+    assert counted(server, given_up) == before + 1
 
 
 def held(server: Server) -> float:

@@ -22,12 +22,13 @@ import pytest
 import schemathesis
 from parts import BIRDS, tiny_images, tiny_version
 from parts_operator import Server, bird, files, play, serving
+from parts_server import eventually
 from schemathesis import GenerationMode
 from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.engine import events, from_schema
 
 from lifelist import Client
-from lifelist.serving import oip
+from lifelist.serving import keys, oip
 
 QUERY = {"name": "images", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": tiny_images()[0].ravel().tolist()}
 FREE = ("outputs", "parameters")  # of queries in the Open Inference Protocol: what they name must fit one another
@@ -67,14 +68,16 @@ def _ending_increments(server: Server) -> Iterator[None]:
         thread.join()
 
 
-def loaded(server: Server, answer: str, requests: int, *phases: str) -> Any:
+def loaded(server: Server, answer: str, requests: int, *phases: str, key: str = "") -> Any:
     """What the server says of itself, as schemathesis reads it; half of what it makes up is turned to what exists."""
     config = schemathesis.Config(seed=1)
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", config=config)
-    schema.config.update(continue_on_failure=True, request_timeout=60)
+    schema.config.update(continue_on_failure=True, request_timeout=60, headers={"X-API-Key": key} if key else {})
     schema.config.generation.update(max_examples=requests, deterministic=True)
     schema.config.phases.update(phases=["examples", "coverage", "fuzzing", *phases])
-    schema.config.checks.update(excluded_check_names=["positive_data_acceptance"])  # no description tells an image
+    excluded = ["positive_data_acceptance"]  # no description tells an image
+    excluded += ["unsupported_method"] if key else []  # a method that is not there is the operator's alone: 403
+    schema.config.checks.update(excluded_check_names=excluded)
 
     turns = Counter[str]()  # valid cases of each route so far
 
@@ -94,7 +97,8 @@ def loaded(server: Server, answer: str, requests: int, *phases: str) -> Any:
         elif case.path_parameters:
             case.path_parameters = dict.fromkeys(case.path_parameters, drawn // 2 % 4 + 1)
         if case.path.endswith("/infer"):
-            other = {name: value for name, value in (case.headers or {}).items() if name.lower() != oip.HEADER.lower()}
+            about = (oip.HEADER.lower(), "content-encoding")  # of a body that is another now
+            other = {name: value for name, value in (case.headers or {}).items() if name.lower() not in about}
             case.headers = other | ({oip.HEADER: "0"} if isinstance(case.body, bytes) else {})
         if isinstance(case.body, bytes):  # an image, which has no shape: only a tensor has
             case.body = bird(drawn // 2 % 5, drawn % 200)
@@ -176,6 +180,24 @@ def test_every_route_was_asked_what_it_answers_and_what_it_refuses(session: Sess
 
 def test_the_description_is_valid_openapi(session: Session) -> None:
     session.schema.validate()
+
+
+def test_with_a_key_for_queries_the_rest_is_refused_as_the_description_says() -> None:
+    with described() as (server, answer):
+        key = keys.add(server.settings.keys_file, "camera", ["classify"])
+        for path in ("/v1/classify", "/v1/rollback"):  # both applications have seen the file
+            eventually(lambda path=path: httpx.post(server.url + path, headers={"X-API-Key": "no"}).status_code == 401)
+        schema = loaded(server, answer, 1, key=key)
+        session = Session(schema)
+        session.run()
+        operations = [result.ok() for result in schema.get_all_operations()]
+    assert session.failures == {}
+    for operation in operations:
+        responses = operation.definition.raw["responses"]
+        for status, name in (("401", "WWW-Authenticate"), ("429", "Retry-After"), ("503", "Retry-After")):
+            assert status not in responses or responses[status]["headers"][name]["required"], operation.label
+    assert 200 in session.statuses["POST /v1/classify"]
+    assert 403 in session.statuses["POST /v1/rollback"]
 
 
 def main(requests: int) -> None:
