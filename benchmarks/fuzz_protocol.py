@@ -10,7 +10,7 @@ import string
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -197,7 +197,7 @@ def _text(random: Random, content: Any) -> bytes:
 def _sent(random: Random, path: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> Request:
     """The request, now and then compressed, and now and then said to be what it is not."""
     if random.random() < 0.3:
-        encoding, compress = random.choice(((b"gzip", gzip.compress), (b"deflate", zlib.compress)))
+        encoding, compress = random.choice(((b"gzip", partial(gzip.compress, mtime=0)), (b"deflate", zlib.compress)))
         body = compress(body, 1) if random.random() < 0.9 else body
         body = mutated(random, body, 2) if random.random() < 0.3 else body
         encoding = encoding if random.random() < 0.9 else random.choice((b"br", b"GZIP", b"gzip, gzip", b"x" * 200))
