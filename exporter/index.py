@@ -108,7 +108,7 @@ def graph(dim: int) -> Any:
 
 def one_thread() -> None:
     """Let faiss search in the thread that calls this, and start no others. Each thread has to say so for itself."""
-    faiss.omp_set_num_threads(1)  # a few hundred means need no team of spinning threads
+    faiss.omp_set_num_threads(1)  # for a few hundred means a team would spin more than search
 
 
 def _flat(index: Any) -> Any:
@@ -140,7 +140,7 @@ def load(data: bytes, dim: int) -> ClassMeans:
             "the class means should be a faiss IndexIDMap2 over IndexFlatIP or IndexHNSWFlat, "
             f"not {type(whole).__name__}{over}"
         )
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+    if {index.metric_type, _flat(index).metric_type} != {faiss.METRIC_INNER_PRODUCT}:
         raise Corrupt("the class means should be compared by inner product; the index has another metric")
     if whole.d != dim:
         raise Corrupt(f"the class means have {whole.d} dimensions; the manifest says {dim}")
