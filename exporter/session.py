@@ -234,7 +234,10 @@ def _made_for(manifest: Manifest, graph: str) -> tuple[str, int, int, int]:
 def _probe(loaded: Loaded) -> None:
     """Corrupt if the graph does not give what it declares: a declaration is only that."""
     side, rows = loaded.manifest.preprocess.size, loaded.row_count
-    logits, embedding = loaded.run(np.zeros((2, side, side, 3), np.uint8))
+    try:
+        logits, embedding = loaded.run(np.zeros((2, side, side, 3), np.uint8))
+    except Exception as error:  # onnxruntime's exceptions have no narrower base
+        raise Corrupt(f"{loaded.graph} of version {loaded.version} cannot be run: {error}") from error
     wanted = (2, rows), (2, loaded.manifest.embedding_dim)
     if (logits.shape, embedding.shape) != wanted or not np.isfinite(logits).all() or not np.isfinite(embedding).all():
         raise Corrupt(
