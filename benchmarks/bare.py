@@ -17,8 +17,9 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from lifelist.exporter.preprocess import Pixels, decode
+from lifelist.exporter.ranking import Ranking
 from lifelist.exporter.registry import Registry
-from lifelist.exporter.session import Ranking, load
+from lifelist.exporter.session import load
 from lifelist.serving.batcher import Batcher
 
 

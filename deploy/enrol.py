@@ -147,19 +147,24 @@ def with_means(
     """
     model = loaded.manifest
     known = dict(zip(loaded.means.ids, loaded.means.means(), strict=True))
-    means = [known[entry.id] for entry in model.trained]
+    means, new = [known[entry.id] for entry in model.trained], []
     for class_id, ids in waiting.items():
         if used.get(class_id) == ids:
             means.append(known[class_id])
         else:
+            new.append(class_id)
             images = examples.pixels(workshop, ids, model.preprocess)
             means.append(class_mean(loaded, images, mirrored=bool(model.options.get("flip"))))
     following = 1 + max(entry.increment for entry in model.trained)
     enrolled = [ClassEntry(class_id, called.known(class_id).name, "enrolled", following) for class_id in waiting]
     classes = tuple(called.entry(entry) for entry in (*model.trained, *enrolled))
-    stacked = np.stack(means)
+    stacked, class_ids = np.stack(means), [entry.id for entry in classes]
+    if (*loaded.means.ids, *new) == tuple(class_ids):  # the others stay as they are, and where they are
+        data = index.extended(loaded.means, new, stacked[len(loaded.means.ids) :])
+    else:
+        data = index.build(class_ids, stacked)
     files = {
-        session.MEANS: index.build([entry.id for entry in classes], stacked),
+        session.MEANS: data,
         ENROLLED: json.dumps({str(class_id): list(ids) for class_id, ids in waiting.items()}).encode(),
     }
     if held is None:

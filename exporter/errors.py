@@ -25,8 +25,16 @@ LifelistError
 └── Failed              an increment cannot go on
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+SHOWN = 8  # of a list in a message, which may have a million
+
+
+def few(values: Sequence[Any]) -> str:
+    """A list as a message shows it: the first of it, and how many more there are."""
+    left = len(values) - SHOWN
+    return f"{list(values[:SHOWN])}{f' and {left:,} more' if left > 0 else ''}"
 
 
 class LifelistError(Exception):

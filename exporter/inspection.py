@@ -13,7 +13,7 @@ _STANDARD = ("", "ai.onnx")  # two names of the domain that every runtime has
 _Kind = tuple[int, tuple[int | None, ...]]  # element type; shape, None where any size will do
 
 
-def inspect(data: bytes, *, size: int, classes: int, dim: int) -> onnx.ModelProto:
+def inspect(data: bytes, *, size: int, classes: int, dim: int, name: str = "model.onnx") -> onnx.ModelProto:
     """The graph in `data`, if it is one that we run; else Corrupt, which says what it has that it should not.
 
     images uint8 N×size×size×3 → logits float32 N×classes, embedding float32 N×dim, for any N. No external data (a path
@@ -23,13 +23,13 @@ def inspect(data: bytes, *, size: int, classes: int, dim: int) -> onnx.ModelProt
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
-        raise Corrupt(f"model.onnx is no ONNX file: {error}") from error
+        raise Corrupt(f"{name} is no ONNX file: {error}") from error
     if problems := [*_problems(model), *_shape_problems(model.graph, size, classes, dim)]:
-        raise Corrupt(f"model.onnx is refused: {'; '.join(problems)}")
+        raise Corrupt(f"{name} is refused: {'; '.join(problems)}")
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise Corrupt(f"model.onnx is not valid ONNX: {error}") from error
+        raise Corrupt(f"{name} is not valid ONNX: {error}") from error
     return model
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from lifelist.exporter.errors import Corrupt
+from lifelist.exporter.errors import Corrupt, few
 from lifelist.exporter.fold import Floats
 
 FILE = "provisional.json"  # of a version that has any
@@ -47,7 +47,7 @@ class Provisional:
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupt(f"{FILE} does not describe rows of enrolled classes: {error!r}") from error
         if found.ids != tuple(enrolled) or not np.isfinite([found.scale, found.offset]).all():
-            raise Corrupt(f"{FILE} has rows of classes {found.ids}; the enrolled ones are {tuple(enrolled)}")
+            raise Corrupt(f"{FILE} has rows of classes {few(found.ids)}; the enrolled ones are {few(enrolled)}")
         return found
 
 

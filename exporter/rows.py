@@ -1,7 +1,7 @@
-"""Which class each row of the last layer answers, where some are retired or merged."""
+"""Which class each row answers, of the last layer or of the class means, where some classes are retired or merged."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -11,6 +11,9 @@ import numpy.typing as npt
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.manifest import ClassEntry, Manifest
 from lifelist.exporter.provisional import FILE
+from lifelist.exporter.ranking import Ranking, best
+
+NONE = -1  # in place of a class id
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,25 +21,26 @@ class Rows:
     """The rows that answer. Those of a retired class do not; those of a merged one answer the class it went into."""
 
     ids: tuple[int, ...]  # A class ids, all different
+    answers: npt.NDArray[np.int64]  # R+1: what each row answers, or NONE; the last one is for row -1, which is no row
     order: npt.NDArray[np.intp] | None  # the rows that answer, of one class side by side; None: each one of its own
     starts: npt.NDArray[np.intp]  # A: where the rows of each class begin in `order`
 
     @classmethod
-    def of(cls, manifest: Manifest, provisional: Sequence[int] = ()) -> Self:
-        """Those of a version: of its trained classes, then the `provisional` ones, of these classes."""
+    def of(cls, known: Sequence[int], instead: Mapping[int, int | None]) -> Self:
+        """known: R class ids, one for each row. instead: what is answered in place of some (`Manifest.instead`)."""
         rows: defaultdict[int, list[int]] = defaultdict(list)
-        instead = manifest.instead
-        known = [*(entry.id for entry in manifest.trained), *provisional]
+        answers = np.full(len(known) + 1, NONE, np.int64)
         for row, class_id in enumerate(known):
             if (answered := instead.get(class_id, class_id)) is not None:
+                answers[row] = answered
                 rows[answered].append(row)
-        order = [row for together in rows.values() for row in together]
+        order = np.array([row for together in rows.values() for row in together], np.intp)
         starts = np.cumsum([0, *map(len, rows.values())])[:-1]
-        plain = order == list(range(len(known))) and len(rows) == len(order)
-        return cls(tuple(rows), None if plain else np.array(order, np.intp), starts)
+        plain = len(rows) == len(known)
+        return cls(tuple(rows), answers, None if plain else order, starts)
 
     def scores(self, logits: Floats) -> npt.NDArray[np.float64]:
-        """N×A probabilities of the classes, which sum to 1, of logits N×C: rows that do not answer are as if not there.
+        """N×A probabilities of the classes, which sum to 1, of logits N×R: rows that do not answer are as if not there.
 
         A class that others are merged into has the sum of what its rows have.
         """
@@ -46,6 +50,41 @@ class Rows:
             weights = np.add.reduceat(weights, self.starts, axis=1)
         found: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
         return found
+
+    def by_logits(self, logits: Floats, top_k: int) -> list[Ranking]:
+        """The best classes of each image, with their probabilities, of logits N×R."""
+        scores = self.scores(logits)
+        # of logits no two are alike for being small, as probabilities may be
+        places = best(logits if self.order is None else scores, top_k)
+        return [
+            [(self.ids[place], float(image[place])) for place in of_image]
+            for image, of_image in zip(scores, places.tolist(), strict=True)
+        ]
+
+    def highest(self, scores: Floats) -> Floats:
+        """N×A of scores N×R: of the rows of a class the highest counts."""
+        return scores if self.order is None else np.maximum.reduceat(scores[:, self.order], self.starts, axis=1)
+
+    @property
+    def spare(self) -> int:
+        """Rows that bring no class of their own: the first A + spare of any order bring them all."""
+        return len(self.answers) - 1 - len(self.ids)
+
+    def by_rows(self, rows: npt.NDArray[np.int64], scores: Floats, top_k: int) -> list[Ranking]:
+        """The best classes of each image, of its best rows and their scores, both N×K, best first.
+
+        Row -1 is none. For top_k classes there have to be top_k + spare rows.
+        """
+        answered = self.answers[rows].tolist()
+        return [_firsts(ids, of_image)[:top_k] for ids, of_image in zip(answered, scores.tolist(), strict=True)]
+
+
+def _firsts(ids: Sequence[int], scores: Sequence[float]) -> Ranking:
+    found: dict[int, float] = {}
+    for class_id, score in zip(ids, scores, strict=True):
+        if class_id != NONE:
+            found.setdefault(class_id, score)
+    return list(found.items())
 
 
 def columns(manifest: Manifest) -> tuple[ClassEntry, ...]:
@@ -57,5 +96,5 @@ def columns(manifest: Manifest) -> tuple[ClassEntry, ...]:
 def answered(manifest: Manifest) -> list[ClassEntry]:
     """The classes of the columns of probabilities: those that the linear answer can name."""
     named = {entry.id: entry for entry in manifest.classes}
-    provisional = [entry.id for entry in columns(manifest)[len(manifest.trained) :]]
-    return [named[class_id] for class_id in Rows.of(manifest, provisional).ids]
+    known = [entry.id for entry in columns(manifest)]
+    return [named[class_id] for class_id in Rows.of(known, manifest.instead).ids]

@@ -3,7 +3,6 @@
 import ctypes
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +12,13 @@ import numpy.typing as npt
 import onnxruntime
 
 from lifelist.exporter import index, provisional
-from lifelist.exporter.errors import BadImage, BadSetting, Corrupt
+from lifelist.exporter.errors import BadImage, BadSetting, Corrupt, few
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS, inspect
 from lifelist.exporter.manifest import AnswerKind, Manifest
 from lifelist.exporter.preprocess import Pixels
 from lifelist.exporter.provisional import Provisional
+from lifelist.exporter.ranking import Ranking
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.rows import Rows
 from lifelist.exporter.unknowns import unknown_scores
@@ -33,7 +33,6 @@ WORTH_SHARING = 6e9
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 Rest = Callable[[], None]
-Ranking = list[tuple[int, float]]  # (class id, score), best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +46,26 @@ class Loaded:
     means: index.ClassMeans  # of all its classes
     provisional: Provisional | None = None  # rows of its enrolled classes, beside those of the graph
     narrow: Any | None = None  # a session of the same graph with one thread, for several runs at once
-    rows: Rows = field(init=False)
-    _imprinted: Floats | None = field(init=False)  # the means that those are made of
-    _searched: index.ClassMeans = field(init=False)  # without those of retired classes
-    _merged: dict[int, int] = field(init=False)  # class id → the one that is answered in its place
+    rows: Rows = field(init=False)  # of the logits
+    _of_means: Rows = field(init=False)
+    _imprinted: Floats | None = field(init=False)  # the means that the provisional rows are made of
 
     def __post_init__(self) -> None:
-        instead = self.manifest.instead
-        retired = {class_id for class_id, answered in instead.items() if answered is None}
-        provisional = self.provisional.ids if self.provisional else ()
-        object.__setattr__(self, "rows", Rows.of(self.manifest, provisional))
+        instead, provisional = self.manifest.instead, self.provisional.ids if self.provisional else ()
+        trained = [entry.id for entry in self.manifest.trained]
+        object.__setattr__(self, "rows", Rows.of([*trained, *provisional], instead))
+        object.__setattr__(self, "_of_means", Rows.of(self.means.ids, instead))
         object.__setattr__(self, "_imprinted", self.means.of(provisional) if provisional else None)
-        object.__setattr__(
-            self, "_searched", self.means.without(retired) if retired & {*self.means.ids} else self.means
-        )
-        merged = {k: answered for k, answered in instead.items() if answered is not None and k in self.means.ids}
-        object.__setattr__(self, "_merged", merged)
 
     @property
     def version(self) -> int:
         """The number of the version."""
         return self.manifest.version
+
+    @property
+    def graph(self) -> str:
+        """The file of the version that it runs."""
+        return INT8 if self.precision == "int8" else MODEL
 
     def run(self, images: Pixels, alone: bool = True) -> tuple[Floats, Floats]:
         """logits N×C and embedding N×D (unit rows), both float32, of images N×S×S×3 uint8. BadImage if they are not.
@@ -89,8 +87,7 @@ class Loaded:
         return logits, embedding
 
     def _is_worth_sharing(self, images: Pixels) -> bool:
-        graph = self.manifest.file(INT8 if self.precision == "int8" else MODEL)
-        return graph.size * images.size / 3 >= WORTH_SHARING
+        return self.manifest.file(self.graph).size * images.size / 3 >= WORTH_SHARING
 
     @property
     def row_count(self) -> int:
@@ -103,14 +100,7 @@ class Loaded:
         logits: N×C float32, as `run` gives them. Enrolled classes are among them by their provisional rows, if the
         version has any, or where a trained one is merged into them. Retired ones never are; the others sum to 1.
         """
-        scores = self.probabilities(logits)
-        # of logits no two are alike for being small, as probabilities may be
-        best = np.argsort(-(logits if self.rows.order is None else scores), axis=1, kind="stable")[:, :top_k]
-        ids = self.rows.ids
-        return [
-            [(ids[place], float(image[place])) for place in places]
-            for image, places in zip(scores, best.tolist(), strict=True)
-        ]
+        return self.rows.by_logits(logits, top_k)
 
     def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
         """N×A, a column for each of `rows.ids`; each row sums to 1."""
@@ -121,29 +111,16 @@ class Loaded:
 
         Of a class and those merged into it the nearest mean counts.
         """
-        every = embedding @ self.means.means().T
-        instead = self.manifest.instead
-        columns: defaultdict[int, list[int]] = defaultdict(list)
-        for place, class_id in enumerate(self.means.ids):
-            if (answered := instead.get(class_id, class_id)) is not None:
-                columns[answered].append(place)
-        found: Floats = np.stack([every[:, places].max(axis=1) for _, places in sorted(columns.items())], axis=1)
-        return found
+        found = self._of_means.highest(self.means.similarities(embedding))
+        return found[:, np.argsort(self._of_means.ids)]
 
     def nearest_mean(self, embedding: Floats, top_k: int) -> list[Ranking]:
         """The nearest classes of each image, enrolled ones included, with cosine similarities in -1 … 1.
 
         embedding: N×D float32, as `run` gives them. Of a class and those merged into it the nearest mean counts.
         """
-        scores, ids = self._searched.nearest(embedding, top_k + len(self._merged))
-        ranked = [list(zip(i, s, strict=True)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
-        return [self._as_merged(ranking)[:top_k] for ranking in ranked] if self._merged else ranked
-
-    def _as_merged(self, ranking: Ranking) -> Ranking:
-        found: dict[int, float] = {}
-        for class_id, score in ranking:
-            found.setdefault(self._merged.get(class_id, class_id), score)
-        return list(found.items())
+        scores, rows = self.means.nearest(embedding, top_k + self._of_means.spare)
+        return self._of_means.by_rows(rows, scores, top_k)
 
     def unknown_scores(
         self, kind: AnswerKind, logits: Floats, rankings: Sequence[Ranking]
@@ -193,9 +170,11 @@ def load(
     """
     manifest = registry.manifest(version)
     means = index.load(registry.read(manifest, MEANS), manifest.embedding_dim)
-    known = [entry.id for entry in manifest.classes]
-    if sorted(means.ids) != sorted(known):
-        raise Corrupt(f"version {version} has means of the classes {sorted(means.ids)}, and names {sorted(known)}")
+    known = {entry.id for entry in manifest.classes}
+    if missing := sorted(known - {*means.ids}):
+        raise Corrupt(f"version {version} names the classes {few(missing)}, and has no means of them")
+    if beside := sorted({*means.ids} - known):
+        raise Corrupt(f"version {version} has means of the classes {few(beside)}, which it does not name")
     rows = _provisional(registry, manifest)
     graph = _graph_for(manifest, provider, precision)
     kind = "int8" if graph == INT8 else "fp32"
@@ -203,12 +182,12 @@ def load(
         return Loaded(manifest, share.provider, kind, share.session, means, rows, share.narrow)
     rest()
     model = registry.read(manifest, graph)
-    inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
+    _inspect(model, manifest, graph)
     rest()
-    session, used = open_session(model, threads=threads, provider=provider)
+    session, used = open_session(model, threads=threads, provider=provider, name=graph)
     rest()
     several = lanes > 1 and used == "cpu" and threads != 1
-    narrow = open_session(model, threads=1, provider="cpu")[0] if several else None
+    narrow = open_session(model, threads=1, provider="cpu", name=graph)[0] if several else None
     rest()
     loaded = Loaded(manifest, used, kind, session, means, rows, narrow)
     _probe(loaded)
@@ -218,11 +197,16 @@ def load(
 def in_int8(loaded: Loaded, model: bytes, *, threads: int = 0) -> Loaded:
     """The same version as it answers by this graph, on the CPU. Corrupt if the graph is not one for it."""
     manifest = loaded.manifest
-    inspect(model, size=manifest.preprocess.size, classes=len(manifest.trained), dim=manifest.embedding_dim)
-    session, used = open_session(model, threads=threads, provider="cpu")
+    _inspect(model, manifest, INT8)
+    session, used = open_session(model, threads=threads, provider="cpu", name=INT8)
     found = Loaded(manifest, used, "int8", session, loaded.means, loaded.provisional)
     _probe(found)
     return found
+
+
+def _inspect(model: bytes, manifest: Manifest, name: str) -> None:
+    side, rows = manifest.preprocess.size, len(manifest.trained)
+    inspect(model, size=side, classes=rows, dim=manifest.embedding_dim, name=name)
 
 
 def _provisional(registry: Registry, manifest: Manifest) -> Provisional | None:
@@ -250,17 +234,20 @@ def _made_for(manifest: Manifest, graph: str) -> tuple[str, int, int, int]:
 def _probe(loaded: Loaded) -> None:
     """Corrupt if the graph does not give what it declares: a declaration is only that."""
     side, rows = loaded.manifest.preprocess.size, loaded.row_count
-    logits, embedding = loaded.run(np.zeros((2, side, side, 3), np.uint8))
+    try:
+        logits, embedding = loaded.run(np.zeros((2, side, side, 3), np.uint8))
+    except Exception as error:  # onnxruntime's exceptions have no narrower base
+        raise Corrupt(f"{loaded.graph} of version {loaded.version} cannot be run: {error}") from error
     wanted = (2, rows), (2, loaded.manifest.embedding_dim)
     if (logits.shape, embedding.shape) != wanted or not np.isfinite(logits).all() or not np.isfinite(embedding).all():
         raise Corrupt(
-            f"model.onnx of version {loaded.version} gives {logits.shape} and {embedding.shape} for two images, "
+            f"{loaded.graph} of version {loaded.version} gives {logits.shape} and {embedding.shape} for two images, "
             f"or numbers that are not finite; finite {wanted[0]} and {wanted[1]} are right"
         )
 
 
-def open_session(model: bytes, *, threads: int = 0, provider: str = "auto") -> tuple[Any, str]:
-    """An ONNX Runtime session for an inspected graph, and what runs it: cpu or cuda.
+def open_session(model: bytes, *, threads: int = 0, provider: str = "auto", name: str = MODEL) -> tuple[Any, str]:
+    """An ONNX Runtime session for an inspected graph, and what runs it: cpu or cuda. name: of its file, for errors.
 
     With auto, CUDA is taken if there is a device and the graph really runs on it; a device on which it does not is
     logged as `provider.refused`. BadSetting if CUDA is asked for by name and there is none.
@@ -278,7 +265,7 @@ def open_session(model: bytes, *, threads: int = 0, provider: str = "auto") -> t
     try:
         return _session(model, threads, ["cpu"]), "cpu"
     except Exception as error:  # onnxruntime's exceptions have no narrower base
-        raise Corrupt(f"model.onnx cannot be run: {error}") from error
+        raise Corrupt(f"{name} cannot be run: {error}") from error
 
 
 class _NoCuda(Exception):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import faiss
 from prometheus_client import CollectorRegistry
 from ray import serve
 from starlette.types import ASGIApp
 
+from lifelist.exporter import index
 from lifelist.exporter.errors import Missing
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import classify, direct, infer, metrics
@@ -41,7 +41,7 @@ class Replica:
         ref = registry.ref("live")
         if ref is None:
             raise Missing(f"{registry.url} has no live version; make one: lifelist base DATA")
-        faiss.omp_set_num_threads(1)  # a few hundred means need no team of spinning threads
+        index.one_thread()  # here, where the first version is warmed, as in those that answer and load others
         share = max(1, cores() // options.replicas)
         lanes = options.lanes or share
         load = loader(registry, options, options.threads or share, lanes)
@@ -57,6 +57,7 @@ class Replica:
             lanes=lanes if first.provider == "cpu" else 1,  # a GPU has one queue, and is best fed by large batches
             on_batch=self.metrics.batch.observe,
             on_cancel=self.metrics.cancelled.inc,
+            initializer=index.one_thread,
         )
         self.intake = Intake(options)
         self.metrics.queued.set_function(lambda: self.batcher.queued)

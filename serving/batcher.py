@@ -32,6 +32,7 @@ class Batcher(Generic[Work, Result]):
     max_queue   images that may wait; beyond them `submit` raises Overloaded
     on_batch    told the number of images of each batch
     on_cancel   told of each piece of work that nobody waits for any more
+    initializer called first in each of its threads
     """
 
     def __init__(
@@ -43,12 +44,13 @@ class Batcher(Generic[Work, Result]):
         lanes: int = 1,
         on_batch: Callable[[int], None] = lambda images: None,
         on_cancel: Callable[[], None] = lambda: None,
+        initializer: Callable[[], None] = lambda: None,
     ) -> None:
         self.run, self.lanes, self.max_batch, self.max_queue = run, lanes, max_batch, max_queue
         self.on_batch, self.on_cancel = on_batch, on_cancel
         self.queued = 0  # images
         self._queue: deque[_Waiting[Work, Result]] = deque()
-        self._threads = ThreadPoolExecutor(lanes, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(lanes, "model", initializer)
         self._free = lanes
         self._woken = False
 

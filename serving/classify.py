@@ -29,13 +29,12 @@ from lifelist.serving.errors import HANDLERS, as_json
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
 from lifelist.serving.numbers import natural, share
-from lifelist.serving.options import ServingOptions
+from lifelist.serving.options import LARGEST_TOP_K, ServingOptions
 from lifelist.serving.repository import Repository
 from lifelist.serving.statistics import Statistics
 
 PATH = "/v1/classify"
 PARAMETERS = ("top_k", "answer", "shape", "unknown_at")
-LARGEST_TOP_K = 10_000
 MOVED = f"{PATH}/v2/"  # where HAProxy puts other queries, since Ray Serve lets in nothing beside the prefix
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
-from lifelist.exporter import session
+from lifelist.exporter import index, session
 from lifelist.exporter.errors import Corrupt, LifelistError, Missing
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.exporter.session import Loaded
@@ -84,7 +84,7 @@ class Follower:
     def __init__(self, replica: str, registry: Registry, load: Load, live: Live, metrics: Metrics) -> None:
         self.replica, self.registry, self.load, self.live, self.metrics = replica, registry, load, live, metrics
         self.behind: str | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="versions")
+        self._thread = ThreadPoolExecutor(1, "versions", index.one_thread)  # where versions are loaded, and warmed
         self._turn = asyncio.Lock()
         self._shown()
 

@@ -12,8 +12,9 @@ from lifelist.exporter.errors import Conflict, NotPrepared
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.manifest import AnswerKind
 from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.ranking import Ranking
 from lifelist.exporter.registry import Ref
-from lifelist.exporter.session import Loaded, Ranking
+from lifelist.exporter.session import Loaded
 
 
 @dataclass(frozen=True, slots=True, eq=False)

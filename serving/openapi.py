@@ -11,9 +11,9 @@ from lifelist.client.answers import Classified
 from lifelist.serving import oip, tensors
 from lifelist.serving.auth import ACCESS, ANYONE
 from lifelist.serving.body import FORM_TYPE, IMAGE_TYPES, SHAPE_HEADER
-from lifelist.serving.classify import LARGEST_TOP_K, PATH
+from lifelist.serving.classify import PATH
 from lifelist.serving.infer import WINDOW
-from lifelist.serving.options import ServingOptions
+from lifelist.serving.options import LARGEST_TOP_K, ServingOptions
 
 Json = dict[str, Any]
 Responses = dict[int | str, Json]  # by status, as FastAPI takes them

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lifelist.exporter.preprocess import ImageLimits
 
+LARGEST_TOP_K = 10_000  # classes in an answer
 DAY_S = 86_400.0  # no time here can sensibly be longer; infinity would fail where it is used
 
 
@@ -50,7 +51,7 @@ class ServingOptions(BaseModel):
         description="model runs at once in a replica, of one thread each; 0: on a CPU, its share of cores",
     )
     decode_threads: int = Field(default=2, ge=1, description="threads that decode images, in each replica")
-    top_k: int = Field(default=5, ge=1, description="classes in an answer, unless the query says")
+    top_k: int = Field(default=5, ge=1, le=LARGEST_TOP_K, description="classes in an answer, unless the query says")
     unknown_at: float = Field(
         default=0.0,
         ge=0,

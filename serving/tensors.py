@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lifelist.exporter.errors import BadInput, TooLarge
+from lifelist.exporter.ranking import best
 
 BYTES = "BYTES"
 NUMBERS = {  # datatype → how numpy writes it
@@ -162,11 +163,11 @@ def listed(tensor: Tensor) -> list[Any]:
 
 def best_of(values: Array, labels: Sequence[str], count: int) -> list[str]:
     """The classification extension: for each row of values the `count` highest, "value:column:label", best first."""
-    order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    best = np.take_along_axis(values, order, axis=1)
+    order = best(values, count)
+    highest = np.take_along_axis(values, order, axis=1)
     return [
         f"{value:.6f}:{column}:{labels[column]}"
-        for columns, row in zip(order.tolist(), best.tolist(), strict=True)
+        for columns, row in zip(order.tolist(), highest.tolist(), strict=True)
         for column, value in zip(columns, row, strict=True)
     ]
 

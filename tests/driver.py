@@ -87,6 +87,30 @@ def kill_before_commit(registry: Registry, versions: list[int]) -> Any:
     return told(registry, versions[0], ref and ref.generation, asking) | {"rounds": rounds, "victim": victim}
 
 
+def join_after_prepare(registry: Registry, versions: list[int]) -> Any:
+    """One replica alone is prepared; another joins then, with the old version, before the reference moves."""
+    ref = registry.ref("live")
+    gone = one()
+    os.kill(gone, signal.SIGKILL)
+    rounds: list[str] = []
+
+    def processes() -> list[int]:
+        return [status.process_id for status in ask("status") if isinstance(status, Status)]
+
+    def asking(method: str, *arguments: Any) -> list[Any]:
+        found = ask(method, *arguments)
+        rounds.append(f"{method} {sum(isinstance(one, Report) for one in found)} of {len(found)}")
+        while method == "prepare" and len(processes()) < 2:
+            time.sleep(0.05)
+        return found
+
+    while len(ask("status")) > 1:
+        time.sleep(0.05)
+    (staying,) = processes()
+    made = told(registry, versions[0], ref and ref.generation, asking)
+    return made | {"rounds": rounds, "staying": staying, "gone": gone, "processes": processes()}
+
+
 def missed_commit(registry: Registry, versions: list[int]) -> Any:
     """The reference moves and nobody is told: the process that swaps dies right after. Seconds until all follow."""
     ref = registry.ref("live")

@@ -163,6 +163,12 @@ class Load:
         """The versions that answered requests which were sent after that moment (time.time())."""
         return {version for at, version, _ in self.answered if at > moment}
 
+    def first(self, version: int, moment: float) -> float:
+        """When, after that moment, the version first answered (time.time()); waits until it has."""
+        return float(
+            eventually(lambda: min((at + s for at, v, s in self.answered if v == version and at + s > moment)))
+        )
+
     def _ask(self, client: int) -> None:
         known: dict[int, dict[int, str]] = {}
         images = [encoded(image) for image in tiny_images()]

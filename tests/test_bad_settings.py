@@ -15,7 +15,7 @@ from lifelist.deploy import base, examples, rollout
 from lifelist.deploy.settings import ExampleOptions
 from lifelist.deploy.workshop import open_workshop
 from lifelist.exporter.errors import BadSetting
-from lifelist.serving.options import ServingOptions
+from lifelist.serving.options import LARGEST_TOP_K, ServingOptions
 from lifelist.training import data, experiment, increment
 from lifelist.training.exemplars import shares
 from lifelist.training.experiment import run_experiment
@@ -51,6 +51,12 @@ def test_absurd_values_are_refused_with_the_limit(wrong: Mapping[str, Any], mess
 def test_a_time_out_of_range_is_refused_with_the_limit(value: float) -> None:
     with pytest.raises(ValidationError, match=r"read_timeout_s\n.*(greater than 0|less than or equal to 86400)"):
         ServingOptions(read_timeout_s=value)
+
+
+def test_no_more_classes_are_answered_by_default_than_a_query_may_ask_for() -> None:
+    assert ServingOptions(top_k=LARGEST_TOP_K).top_k == 10_000
+    with pytest.raises(ValidationError, match=r"top_k\n.*less than or equal to 10000"):
+        ServingOptions(top_k=LARGEST_TOP_K + 1)
 
 
 def options(**changes: Any) -> TrainingOptions:

@@ -54,6 +54,18 @@ def test_a_lone_request_is_run_at_once_and_off_the_event_loop() -> None:
     assert threading.current_thread().name not in model.threads
 
 
+def test_each_of_its_threads_begins_by_what_it_is_told() -> None:
+    begun: list[str] = []
+    model = Model()
+
+    async def story() -> None:
+        made = batcher(model, lanes=2, initializer=lambda: begun.append(threading.current_thread().name))
+        await made.submit(1, 1)
+
+    asyncio.run(story())
+    assert set(begun) == model.threads
+
+
 def test_what_waits_while_the_model_is_busy_goes_together_and_each_gets_its_own_result() -> None:
     model = Model(held=True)
 

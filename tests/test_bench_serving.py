@@ -214,6 +214,7 @@ def test_from_few_classes_to_many_everything_is_measured(tmp_path: Any) -> None:
     assert many["exact"]["bytes"] > 2000 * 16 * 4
     assert many["linear"]["bytes"] == 2000 * 16 * 4
     assert facts["chosen"] == {"10": "exact", "2000": "exact"}
+    assert many["exact"]["one_more_seconds"] > 0
     text = index_report.page(facts, "index.png", "lifelist bench index")
     assert "| 2,000 | exact |" in text
     index_report.curves(tmp_path / "index.png", facts)

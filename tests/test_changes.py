@@ -16,7 +16,7 @@ from lifelist.deploy import changes, enrol, examples, feedback, rollout, withdra
 from lifelist.deploy.naming import Names, names
 from lifelist.deploy.records import KnownClass
 from lifelist.deploy.settings import ExampleOptions
-from lifelist.deploy.workshop import CHECKPOINT, EVALUATION, Workshop, memory
+from lifelist.deploy.workshop import CHECKPOINT, EVALUATION, Workshop, memory, open_workshop
 from lifelist.exporter import session
 from lifelist.exporter.errors import Conflict, LifelistError, Missing, Unavailable
 from lifelist.exporter.manifest import Manifest
@@ -249,6 +249,23 @@ def test_feedback_counts_merged_classes_as_one_in_the_versions_that_say_so(works
 
 
 # ---- the next increment
+
+
+def test_the_id_of_a_class_that_is_gone_is_never_given_to_another(workshop: Workshop) -> None:
+    change(workshop, "blue", retired=True)  # the newest one
+    change(workshop, "red", retired=True)
+    assert learn(workshop, "yellow").state == "done"
+    assert [(entry.id, entry.name) for entry in live(workshop).former] == [(1, "red"), (3, "blue")]
+    withdrawn.make_live(workshop, 1)  # which knows neither blue nor yellow
+    workshop = open_workshop(workshop.settings)
+    add(workshop, ["cyan"])
+    assert enrol.enrol(workshop) is not None
+    assert [(known.id, known.name) for known in workshop.store.classes()] == [
+        (1, "red"), (2, "green"), (3, "blue"), (4, "yellow"), (5, "cyan")
+    ]  # fmt: skip
+    versions = [workshop.registry.manifest(number) for number in workshop.registry.versions()]
+    said = {(entry.id, entry.name) for version in versions for entry in version.entries}
+    assert said == {(known.id, known.name) for known in workshop.store.classes()}
 
 
 def test_the_next_increment_goes_on_without_a_retired_class(workshop: Workshop) -> None:

@@ -10,7 +10,7 @@ from parts_rollout import add, pictures, settings
 
 from lifelist.deploy import enrol, examples
 from lifelist.deploy.workshop import Workshop, open_workshop
-from lifelist.exporter import session
+from lifelist.exporter import index, session
 from lifelist.exporter.errors import Unavailable
 from lifelist.exporter.fold import unit
 from lifelist.exporter.preprocess import decode
@@ -195,3 +195,26 @@ def test_an_enrolment_that_could_not_go_live_is_left_if_there_are_more_images_or
     assert version is not None
     assert version.version == 4
     assert workshop.registry.verify(4) == []
+
+
+def test_a_class_more_is_a_node_more_in_the_graph_of_means_that_is_there(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "MOST_EXACT", 1)
+    add(workshop, ["red"])
+    first = enrol.enrol(workshop)
+    assert first is not None
+    before = session.load(workshop.registry, first.version).means
+    monkeypatch.setattr(index, "NEIGHBOURS", 8)  # of a graph that were built anew
+    add(workshop, ["blue"])
+    second = enrol.enrol(workshop)
+    assert second is not None
+    after = session.load(workshop.registry, second.version).means
+    assert (before.exact, after.exact) == (False, False)
+    assert after.ids == (*before.ids, 2)
+    assert after.index.hnsw.nb_neighbors(1) == before.index.hnsw.nb_neighbors(1) == 32
+    np.testing.assert_array_equal(after.means()[:-1], before.means())
+    add(workshop, ["red"], 30)  # its mean is another now, so that the graph is another too
+    third = enrol.enrol(workshop)
+    assert third is not None
+    assert session.load(workshop.registry, third.version).means.index.hnsw.nb_neighbors(1) == 8

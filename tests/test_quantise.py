@@ -1,23 +1,28 @@
 """A graph in 8 bits beside the one in fp32: made with a version, judged on gate images, used if it loses nothing."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from parts import DIM, PREPROCESS, images, tiny_model
+from parts import DIM, PREPROCESS, images, tiny_model, tiny_version
 from parts_rollout import NAMES, add, learn, pictures, prepared
 from torch import nn
 
 from lifelist.deploy import quantised
+from lifelist.deploy.cli import main
 from lifelist.deploy.enrol import enrol
 from lifelist.deploy.settings import Int8Options
 from lifelist.exporter import graph, session
-from lifelist.exporter.errors import BadSetting, Failed
+from lifelist.exporter.errors import BadSetting, Corrupt, Failed
 from lifelist.exporter.inspection import inspect
 from lifelist.exporter.manifest import Int8
 from lifelist.exporter.preprocess import ImageLimits, decode
 from lifelist.exporter.quantise import quantise, verdict
+from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import INT8, MODEL
 from lifelist.serving.follow import loader
 from lifelist.serving.options import ServingOptions
@@ -162,6 +167,55 @@ def test_one_that_answers_worse_is_not_kept_and_the_version_says_why(
     assert "linear loses" in manifest.int8.message
     assert INT8 not in [entry.name for entry in manifest.files]
     assert session.load(workshop.registry, manifest.version, provider="cpu", precision="auto").precision == "fp32"
+
+
+def in_8_bits(tmp_path: Path, data: bytes) -> tuple[Registry, int]:
+    """A version whose manifest says that this graph, which serves on CPUs, answers as well as the one in fp32."""
+    registry = Registry(str(tmp_path / "registry"))
+    plain = tiny_version(registry)
+    found = verdict(TRUTH, {"linear": (TRUTH, losing(0))}, {1: "common"}, loss=0.01, class_loss=0.05)
+    made = registry.publish(replace(plain, int8=found), {INT8: data}, reuse=plain.files)
+    return registry, made.version
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "said"),
+    [
+        (np.eye(3, DIM), [np.nan, 0, 0], r"model\.int8\.onnx of version 2 gives .* or numbers that are not finite"),
+        (np.eye(4, DIM), [0, 0, 0, 0], r"model\.int8\.onnx is refused: .*logits"),
+        (np.eye(3, DIM), [0, 0], r"model\.int8\.onnx of version 2 cannot be run: .*bias shape"),
+        (None, None, r"model\.int8\.onnx is no ONNX file"),
+    ],
+)
+def test_an_error_names_the_graph_that_failed(weight: Any, bias: Any, said: str, tmp_path: Path) -> None:
+    graph_of = b"no graph"
+    if weight is not None:
+        graph_of = tiny_model(weight.astype(np.float32), np.array(bias, np.float32))
+    registry, version = in_8_bits(tmp_path, graph_of)
+    assert session.load(registry, version, provider="cpu").precision == "fp32"  # which it does not read
+    with pytest.raises(Corrupt, match=said):
+        session.load(registry, version, provider="cpu", precision="auto")
+    with pytest.raises(Corrupt, match=r"^model\.int8\.onnx cannot be run"):
+        session.open_session(b"no graph", provider="cpu", name=INT8)
+
+
+def test_versions_show_has_the_figures_of_8_bits_and_what_was_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry, version = in_8_bits(tmp_path, b"not read")
+    worse = verdict(TRUTH, {"linear": (TRUTH, losing(95, 96))}, {2: "rare"}, loss=0.1, class_loss=0.05)
+    registry.publish(replace(registry.manifest(1), int8=worse), {}, reuse=registry.manifest(1).files)
+    shown = {}
+    for number in (1, version, 3):
+        assert main(["versions", "show", str(number), "--home", str(tmp_path)]) == 0
+        shown[number] = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert not [line for line in shown[1] if "8 bits" in line]
+    assert "serves on a CPU: int8 answers as well as fp32 on 100 gate images" in shown[version]
+    assert "is not used: linear loses more than 0.05 of a class: 'rare' 0.200" in shown[3]
+    begin = next(k for k, line in enumerate(shown[3]) if line.startswith("8 bits"))
+    titles, row = shown[3][begin : begin + 2]
+    assert re.split("  +", titles) == ["8 bits", "fp32", "int8", "agreement", "most lost of a class"]
+    assert re.split("  +", row) == ["linear", "1.000", "0.980", "0.980", "0.200", "rare"]
 
 
 def test_a_graph_that_cannot_be_quantised_goes_live_in_fp32_and_the_rollout_says_so(

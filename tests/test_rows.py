@@ -6,21 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parts import BIRDS, tiny_images, tiny_version
+from parts import BIRDS, DIM, tiny_images, tiny_version
 
-from lifelist.exporter import session
+from lifelist.exporter import index, session
 from lifelist.exporter.errors import BadManifest
+from lifelist.exporter.fold import unit
 from lifelist.exporter.manifest import ClassEntry, Manifest
+from lifelist.exporter.ranking import Ranking
 from lifelist.exporter.registry import Registry
-from lifelist.exporter.session import Loaded, Ranking
+from lifelist.exporter.session import Loaded
 
 LOGITS = np.array([[1, 2, 4, 0], [1000, 0, -1000, 3], [5, 5, 5, 5]], np.float32)
 TOGETHER = np.exp([1.0, 2.0, 4.0, 0.0])  # of the first row
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> tuple[Registry, Manifest]:
-    """Version 1: classes 0 to 3 have a row and a mean, 4 and 5 a mean."""
+@pytest.fixture(params=["exact", "graph"])
+def whole(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[Registry, Manifest]:
+    """Version 1: classes 0 to 3 have a row and a mean, 4 and 5 a mean; of both kinds of index."""
+    if request.param == "graph":
+        monkeypatch.setattr(index, "MOST_EXACT", 1)
     registry = Registry(str(tmp_path / "registry"))
     return registry, tiny_version(registry, BIRDS[:4], enrolled=BIRDS[4:6])
 
@@ -82,12 +86,43 @@ def test_a_trained_class_that_is_merged_into_an_enrolled_one_lets_the_last_layer
     assert found[0] == [(5, pytest.approx(TOGETHER[2] / TOGETHER.sum()))]
 
 
-def test_a_version_in_which_all_classes_answer_keeps_the_mean_index_and_takes_no_rows_apart(
-    whole: tuple[Registry, Manifest],
-) -> None:
+def test_a_version_in_which_all_classes_answer_takes_no_rows_apart(whole: tuple[Registry, Manifest]) -> None:
     loaded = saying(whole, heron={"name": "grey heron", "aliases": ("heron",)})
     assert loaded.rows.order is None
-    assert loaded._searched is loaded.means
+
+
+def test_similarities_have_a_column_for_each_class_that_is_answered_by_id(whole: tuple[Registry, Manifest]) -> None:
+    loaded = saying(whole, heron={"merged_into": 2}, gull={"retired": True}, robin={"merged_into": 3})
+    _, embedding = loaded.run(tiny_images(6))
+    plain = session.load(whole[0], 1).similarities(embedding)
+    wanted = np.stack([plain[:, [0, 2]].max(axis=1), plain[:, [3, 4]].max(axis=1), plain[:, 5]], axis=1)
+    assert loaded.similarities(embedding) == pytest.approx(wanted, abs=1e-6)
+    for ranking, of_image in zip(loaded.nearest_mean(embedding, 9), wanted, strict=True):
+        assert dict(ranking) == pytest.approx(dict(zip((2, 3, 5), of_image, strict=True)), abs=1e-6)
+
+
+def test_as_many_classes_as_are_asked_for_are_answered_though_a_graph_reaches_fewer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,000 classes in 20 groups far apart: the edges of the graph stay inside the groups."""
+    count, retired, wanted = 2000, set(range(100, 300)), 1000
+    lot = np.random.default_rng(0)
+    means = np.repeat(unit(lot.normal(size=(20, DIM))), count // 20, axis=0) + 1e-3 * lot.normal(size=(count, DIM))
+    registry = Registry(str(tmp_path / "registry"))
+    small = tiny_version(registry)
+    more = (ClassEntry(k, f"bird {k}", "enrolled", 1, retired=k in retired) for k in range(3, count))
+    draft = replace(small, kind="enrolment", classes=(*small.classes, *more))
+    monkeypatch.setattr(index, "MOST_EXACT", 1)
+    files = {session.MEANS: index.build(range(count), means)}
+    loaded = session.load(registry, registry.publish(draft, files, reuse=[small.file(session.MODEL)]).version)
+    assert not loaded.means.exact
+    _, embedding = loaded.run(tiny_images())
+    assert (loaded.means.index.search(embedding, wanted)[1] < 0).any()  # what it pads with
+    exact = {k: column for k, column in enumerate((embedding @ unit(means).T).T) if k not in retired}
+    for place, ranking in enumerate(loaded.nearest_mean(embedding, wanted)):
+        assert len({k for k, _ in ranking}) == wanted
+        assert [score for _, score in ranking] == pytest.approx([exact[k][place] for k, _ in ranking], abs=1e-5)
+        assert [score for _, score in ranking] == sorted((score for _, score in ranking), reverse=True)
 
 
 def test_no_image_is_no_trouble(whole: tuple[Registry, Manifest]) -> None:

@@ -159,23 +159,33 @@ def test_a_swap_under_load_loses_no_request_and_mixes_no_versions(server: Server
     assert len(load.versions()) == 4
 
 
-def test_a_rollback_is_a_flip(server: Server) -> None:
+def test_a_rollback_is_a_flip_that_clients_see_within_a_second(server: Server) -> None:
+    assert server.promote(another(server)).status_code == 200
     before = server.get("/v1/versions")
-    with server.http() as http:
-        began = time.monotonic()
-        assert http.post("/v1/rollback").json()["live"] == before["previous"]
-        assert time.monotonic() - began < 1
-        assert http.post("/v1/rollback").json()["live"] == before["live"]
+    with Load(server) as load, server.http() as http:
+        assert seen_after(load, time.time()) == {before["live"]}
+        for wanted in (before["previous"], before["live"]):
+            began = time.time()
+            assert http.post("/v1/rollback").json()["live"] == wanted
+            returned = time.time()
+            assert load.first(wanted, began) - began < 1
+            assert seen_after(load, returned) == {wanted}
+    assert load.failures == []
 
 
 def test_of_two_swaps_at_once_one_wins_and_the_other_is_told(server: Server) -> None:
     versions = another(server), another(server)
-    found = play(server, "race", *versions)
+    with Load(server) as load:
+        assert seen_after(load, time.time()).isdisjoint(versions)
+        found = play(server, "race", *versions)
+        asked_later = seen_after(load, time.time())
     lost = [outcome for outcome in found.values() if "error" in outcome]
     won = [outcome for outcome in found.values() if "error" not in outcome]
     assert [outcome["error"] for outcome in lost] == ["Moved"]
     assert won[0]["replicas"] == 2
-    assert live(server) == {won[0]["version"]}
+    assert live(server) == asked_later == {won[0]["version"]}
+    assert load.versions() & {*versions} == {won[0]["version"]}  # the other one never answered
+    assert load.failures == []
 
 
 def test_a_version_that_does_not_load_leaves_live_alone_and_says_why(server: Server) -> None:
@@ -230,6 +240,22 @@ def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_ver
         assert http.get(f"/v2/models/lifelist/versions/{loaded}/ready").status_code == 200
         assert http.post(f"{repository}/unload").status_code == 200
     assert all(loaded not in row["held"] for row in server.replicas().values())
+
+
+def test_a_replica_that_joins_between_prepare_and_commit_answers_by_the_new_version_with_the_rest(
+    server: Server,
+) -> None:
+    version = another(server)
+    with Load(server) as load:
+        found = play(server, "join_after_prepare", version)
+        asked_later = seen_after(load, time.time())
+    assert found["rounds"] == ["prepare 1 of 1", "commit 2 of 2", "release 2 of 2"]
+    assert (found["version"], found["replicas"]) == (version, 2)
+    (joined,) = {*found["processes"]} - {found["staying"]}
+    assert joined != found["gone"]
+    assert asked_later == {version}
+    assert load.failures == []
+    assert all_answer_by(server, version)
 
 
 def test_metrics_of_both_replicas_are_one_page(server: Server) -> None:

@@ -394,12 +394,15 @@ def longer_rows() -> bytes:
     [
         (b"", "no faiss index"),
         (b"IxM2" + bytes(100), "no faiss index|should be"),
-        (bytes(faiss.serialize_index(faiss.IndexFlatIP(DIM))), "IndexIDMap2 over IndexFlatIP, not IndexFlatIP"),
-        (flat_l2(), "IndexIDMap2 over IndexFlatIP, not IndexIDMap2"),
-        (longer_rows(), "unit vectors with different ids"),
+        (
+            bytes(faiss.serialize_index(faiss.IndexFlatIP(DIM))),
+            "IndexIDMap2 over IndexFlatIP or IndexHNSWFlat, not IndexFlatIP",
+        ),
+        (flat_l2(), "not IndexIDMap2 over IndexFlatL2"),
+        (longer_rows(), r"unit vectors; got lengths \[2.0, 2.0, 2.0\]"),
         (index.build([0, 1, 2], np.eye(3, 9)), "have 9 dimensions; the manifest says 8"),
-        (index.build([0, 1], np.eye(2, DIM)), r"means of the classes \[0, 1\], and names \[0, 1, 2\]"),
-        (index.build([0, 1, 9], np.eye(3, DIM)), r"means of the classes \[0, 1, 9\], and names \[0, 1, 2\]"),
+        (index.build([0, 1], np.eye(2, DIM)), r"names the classes \[2\], and has no means of them"),
+        (index.build([0, 1, 2, 9], np.eye(4, DIM)), r"means of the classes \[9\], which it does not name"),
     ],
     ids=["empty", "broken", "no ids", "another distance", "not unit", "dimensions", "one too few", "another class"],
 )
@@ -423,8 +426,8 @@ def test_class_means_keep_their_ids_and_are_made_unit() -> None:
     loaded = index.load(index.build([50, 3, 17, 4, 0], means), DIM)
     assert loaded.ids == (50, 3, 17, 4, 0)
     assert loaded.means() == pytest.approx(unit(means))
-    scores, ids = loaded.nearest(unit(means), top_k=1)
-    assert ids[:, 0].tolist() == [50, 3, 17, 4, 0]
+    scores, rows = loaded.nearest(unit(means), top_k=1)
+    assert rows[:, 0].tolist() == [0, 1, 2, 3, 4]  # places in ids
     assert scores[:, 0] == pytest.approx(1, abs=1e-6)
 
 

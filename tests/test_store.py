@@ -60,6 +60,18 @@ def test_class_ids_rise_from_one_and_a_failed_transaction_gives_none_twice(store
     assert "lost" not in [known.name for known in store.classes()]
 
 
+def test_the_id_of_a_class_whose_row_is_gone_is_not_given_again(store: Store) -> None:
+    """No code of ours deletes one; an operator may."""
+    with store.writing() as connection:
+        connection.execute(tables.classes.insert().values(name="wren", created_at=now()))
+    last = store.classes()[-1].id
+    with store.writing() as connection:
+        connection.execute(tables.classes.delete().where(tables.classes.c.id == last))
+        connection.execute(tables.classes.insert().values(name="owl", created_at=now()))
+    assert store.classes()[-1].name == "owl"
+    assert store.classes()[-1].id > last
+
+
 def test_of_two_who_move_the_same_rollout_one_is_told_that_it_moved(store: Store) -> None:
     rollout, won, lost = started(store), [], []
     begin = threading.Barrier(6)

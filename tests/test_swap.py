@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import faiss
 import pytest
 from parts import BIRDS, OPEN, blob_path, flip_one_bit, tiny_version
 
@@ -254,6 +255,21 @@ def test_a_replica_that_cannot_follow_answers_on_and_says_that_it_is_behind(regi
     fleet.wait(missed.follower.look())
     assert (missed.live.current.version, missed.status().behind) == (2, None)
     fleet.replicas.append(missed)
+
+
+def test_the_threads_that_search_the_means_start_no_others(fleet: Fleet) -> None:
+    """faiss asks each thread by itself; a new one would take all cores."""
+    seen: list[int] = []
+
+    def loading(version: int, share: Any) -> Any:
+        seen.append(faiss.omp_get_max_threads())
+        raise Corrupt("enough")
+
+    replica = fleet.replicas[0]
+    replica.batcher.run = lambda works, alone: [faiss.omp_get_max_threads() for _ in works]
+    replica.follower.load = loading
+    fleet.wait(replica.follower.prepare(2, 1))
+    assert [*seen, fleet.wait(replica.batcher.submit(None, 1))] == [1, 1]  # type: ignore[arg-type]
 
 
 def test_an_enrolment_uses_the_session_that_is_there(registry: Registry, fleet: Fleet) -> None:
