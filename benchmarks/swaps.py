@@ -115,11 +115,8 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         model = models.resnet32(Path(temporary))
         registry = Registry(model.registry)
-        ref = registry.ref("live")
-        assert ref is not None
-        preprocess = registry.manifest(ref.version).preprocess
         for k, (classes, int8) in enumerate(VARIANTS):
-            models.publish(model, preprocess, classes, first_id=100 * (k + 1), int8=int8)
+            models.publish(model, classes, first_id=100 * (k + 1), int8=int8)
         expected = {number: _classes(registry, number, model) for number in registry.versions()}
         rows = {str(count): _swapped(asked, model, expected, count, tell) for count in asked.replicas}
     worst = {name: max(row[name] for row in rows.values()) for name in next(iter(rows.values())) if name != "swaps"}
