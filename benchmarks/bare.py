@@ -71,12 +71,13 @@ def application(registry: str, version: int, precision: str) -> Any:
 
 
 async def _body(receive: Receive) -> bytes:
-    body = b""
+    body: bytes = b""
     while True:
         message = await receive()
         body += message.get("body", b"")
         if not message.get("more_body"):
-            return body
+            break
+    return body
 
 
 async def _send(send: Send, body: bytes) -> None:

@@ -57,7 +57,8 @@ def line(facts: Facts) -> dict[str, float]:
 def errors(facts: Facts) -> int:
     """Answers that were not right, and connections that failed, in all cells of all servers."""
     loads = [one[when] for one in facts.get("beside", {}).get("rounds", ()) for when in ("idle", "training")]
-    return sum(sum(cell["errors"]) for cell in facts["cells"]) + sum(one["errors"] for one in loads)
+    counts = [*(count for cell in facts["cells"] for count in cell["errors"]), *(one["errors"] for one in loads)]
+    return sum(map(int, counts))
 
 
 def ratios(facts: Facts) -> dict[str, list[Ratio]]:
