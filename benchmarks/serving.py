@@ -56,8 +56,8 @@ ALL = (1, 8, 32, 64)
 CASES = (
     Case("resnet32", "fp32", "tensor", 1, ALL, bare=ALL, peers=(1, 32)),
     Case("resnet32", "fp32", "file", 1, ALL, bare=ALL, peers=(1, 32)),
-    Case("resnet32", "fp32", "tensor", 32, ALL, bare=(1, 8), peers=(8,)),
-    Case("resnet32", "fp32", "file", 32, ALL, bare=(1, 8), peers=(8,)),
+    Case("resnet32", "fp32", "tensor", 32, ALL, bare=(1, 8), peers=(8,), longer=2),
+    Case("resnet32", "fp32", "file", 32, ALL, bare=(1, 8), peers=(8,), longer=2),
     Case("resnet18", "fp32", "file", 1, ALL, bare=(1, 8), peers=(8,)),
     # 32 clients would have 1,024 images under way, and two cores take 20 s for these
     Case("resnet18", "fp32", "file", 32, (1, 8), bare=(8,), peers=(8,), longer=3),

@@ -1,5 +1,6 @@
 """What `lifelist bench serving` shows: tables for the terminal and the page, a picture, and the line of ratios."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,8 +230,9 @@ def rates_picture(path: Path, facts: Facts) -> None:
     plot, axes = figure(3.2 * len(cases), 4, columns=len(cases))
     for case, axis in zip(cases, np.atleast_1d(axes), strict=True):
         limits = [found["images_per_second"] for found in facts["raw"][case]]
-        names = list(dict.fromkeys(cell["contender"] for cell in facts["cells"] if cell["case"] == case))
-        most = max(_clients(facts, case, *names), default=max(_clients(facts, case, LIFELIST.name)))
+        counts = Counter(cell["clients"] for cell in facts["cells"] if cell["case"] == case)
+        most = max(counts, key=lambda clients: (counts[clients], clients))  # where most servers can be compared
+        names = [c["contender"] for c in facts["cells"] if (c["case"], c["clients"]) == (case, most)]
         shares = [
             [a / b for a, b in zip(_cell(facts, case, most, name)["images_per_second"], limits, strict=True)]
             for name in names

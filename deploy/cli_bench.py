@@ -182,7 +182,7 @@ def serving(
 ) -> None:
     """Load this server, the least that one can be, and others, beside ONNX Runtime alone; and this one while it learns.
 
-    Makes a page, a picture and results.json. Takes about 35 minutes with peers and three repeats, of which learning
+    Makes a page, a picture and results.json. Takes 35 to 40 minutes with peers and three repeats, of which learning
     takes seven. Peers are installed from the package index, each in an environment of its own. The load comes from wrk.
     The last line is one of JSON.
     """
@@ -203,12 +203,14 @@ def serving(
         contenders=[BARE, LIFELIST, *others], cases=chosen, repeats=repeats, seconds=seconds, folder=place / "models"
     )
     facts = speed.measure(asked, note)
-    if chosen:
-        report.rates_picture(place / "rates.png", facts)
+    results = place / "results.json"
+    results.write_text(json.dumps(facts, indent=1))  # before anything that may fail: it took half an hour
     if cases in beside.CASE:
         facts["beside"] = beside.measure(beside.Asked(repeats=repeats, seconds=4 * seconds), note)
+        results.write_text(json.dumps(facts, indent=1))
+    if chosen:
+        report.rates_picture(place / "rates.png", facts)
     (place / "README.md").write_text(report.page(facts, "rates.png", _command(folder)))
-    (place / "results.json").write_text(json.dumps(facts, indent=1))
     if not as_json:
         for case in facts["raw"]:
             click.echo(f"{case}\n{table(report.TITLES, report.rows(facts, case))}\n")
@@ -237,9 +239,9 @@ def swap(resolved: Resolved, swaps: int, clients: int, replicas: str, folder: Pa
     facts = under_load.measure(asked, note)
     place = folder or resolved.settings.home / "bench" / "swap"
     place.mkdir(parents=True, exist_ok=True)
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
     report.picture(place / "swaps.png", facts)
     (place / "README.md").write_text(report.page(facts, "swaps.png", _command(folder)))
-    (place / "results.json").write_text(json.dumps(facts, indent=1))
     if not as_json:
         click.echo(table(report.titles(facts), report.rows(facts)) + f"\n\nThe page: {place / 'README.md'}\n")
     click.echo(json.dumps(facts["line"]))

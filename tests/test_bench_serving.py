@@ -129,6 +129,7 @@ FACTS: dict[str, Any] = {
         cell("bare uvicorn", serving_report.R32_PNG, 32, [110, 110, 110]),
         cell("a peer", serving_report.R32_PNG, 32, [90, 90, 90]),
         cell("a broken peer", serving_report.R32_PNG, 32, [0, 0, 0]),
+        cell("a slow peer", serving_report.R32_PNG, 1, [0, 0, 0]),  # measured at one count, and had no answer yet
         cell("Lifelist", f"{serving_report.R32} × 32", 1, [1, 1, 1]),
         cell("Lifelist", f"{serving_report.R32} × 32", 8, [190, 190, 190]),
         cell("Lifelist", f"{serving_report.R32_PNG} × 32", 64, [150, 150, 150]),
@@ -221,6 +222,7 @@ def test_the_page_shows_every_cell(tmp_path: Any) -> None:
     assert "| Lifelist | 8 | 95 | 60 … 100 | 0.47 | 1.0 | 2.0 | 1 | 0.10 |" in text
     assert "| raw ONNX Runtime (2 sessions × 1 thread, batch 8) |  | 200 | 200 … 200 | 1.00 |" in text
     assert "a peer, base64 in JSON" in text
+    assert serving_report.rows(FACTS, serving_report.R32_PNG)[-1][:3] == ("a broken peer", "32", "0")
     serving_report.rates_picture(tmp_path / "rates.png", FACTS)
     assert (tmp_path / "rates.png").stat().st_size > 5000
 
