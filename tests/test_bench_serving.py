@@ -222,7 +222,7 @@ def test_the_page_shows_every_cell(tmp_path: Any) -> None:
     assert "| Lifelist | 8 | 95 | 60 … 100 | 0.47 | 1.0 | 2.0 | 1 | 0.10 |" in text
     assert "| raw ONNX Runtime (2 sessions × 1 thread, batch 8) |  | 200 | 200 … 200 | 1.00 |" in text
     assert "a peer, base64 in JSON" in text
-    assert serving_report.rows(FACTS, serving_report.R32_PNG)[-1][:3] == ("a broken peer", "32", "0")
+    assert ("a broken peer", "32", "0") in [row[:3] for row in serving_report.rows(FACTS, serving_report.R32_PNG)]
     serving_report.rates_picture(tmp_path / "rates.png", FACTS)
     assert (tmp_path / "rates.png").stat().st_size > 5000
 
