@@ -146,6 +146,10 @@ def _enrolled(
             posting = pool.submit(client.add_examples, name, images)
             for answer in ("nearest_mean", "linear"):
                 while not _names(client, images[0], answer, name):
+                    if posting.done():
+                        posting.result()  # raises if the images were refused: the class would be waited for in vain
+                    if time.perf_counter() > began + ENROL_S:
+                        raise Failed(f"no answer by {answer} names {name} {ENROL_S} s after its images were posted")
                     time.sleep(LOOK_S)
             seconds = time.perf_counter() - began
             posting.result()

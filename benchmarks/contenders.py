@@ -20,11 +20,12 @@ from lifelist.exporter.errors import Conflict, Failed
 
 Kind = Literal["tensor", "file"]
 START_S = 180
+BOUNDARY = "lifelist-bench"
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One request: what goes over the wire, and the classes that are right."""
+    """One request, as it goes over the wire."""
 
     body: bytes
     headers: Mapping[str, str]
@@ -38,23 +39,36 @@ class Contender:
     name: str
     command: Callable[[Model, str, int, Path], Sequence[str]]  # (model, precision, port, folder) → what starts it
     sent: Callable[[Model, Kind, Sequence[int]], Sent]  # (model, kind, numbers of images) → a request
-    pattern: str  # Lua: captures the id of the best class of each image
+    pattern: str  # Lua: captures the id of the best class of each image, or a list of such ids
     ready: str = "/"  # answers 200 once it serves
     how: str = ""  # in what form images travel, for the table
+    end_s: float = 60  # that it may take to end, before it is killed
 
 
 def raw_bytes(path: str) -> Callable[[Model, Kind, Sequence[int]], Sent]:
-    """A tensor, or one image file, as it is."""
+    """A tensor of any number of images, or one image file, as it is; several files in a form."""
 
     def sent(model: Model, kind: Kind, numbers: Sequence[int]) -> Sent:
-        if kind == "file":
-            assert len(numbers) == 1
-            return Sent(model.files[numbers[0]], {"Content-Type": "application/octet-stream"}, path)
-        pixels = model.pixels[list(numbers)]
-        shape = ",".join(map(str, pixels.shape))
-        return Sent(pixels.tobytes(), {"Content-Type": "application/octet-stream", "X-Tensor-Shape": shape}, path)
+        if kind == "tensor":
+            pixels = model.pixels[list(numbers)]
+            shape = ",".join(map(str, pixels.shape))
+            return Sent(pixels.tobytes(), {"Content-Type": "application/octet-stream", "X-Tensor-Shape": shape}, path)
+        files = [model.files[number] for number in numbers]
+        if len(files) > 1:
+            return form(path, files)
+        return Sent(files[0], {"Content-Type": "application/octet-stream"}, path)
 
     return sent
+
+
+def form(path: str, files: Sequence[bytes]) -> Sent:
+    """Files in a form (multipart/form-data), each in the field `images`."""
+    parts = []
+    for number, data in enumerate(files):
+        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{number}"\r\n'
+        parts.append(head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + data + b"\r\n")
+    body = b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
+    return Sent(body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, path)
 
 
 def _lifelist(model: Model, precision: str, port: int, folder: Path) -> Sequence[str]:
@@ -65,7 +79,7 @@ def _lifelist(model: Model, precision: str, port: int, folder: Path) -> Sequence
 
 
 def _bare(model: Model, precision: str, port: int, folder: Path) -> Sequence[str]:
-    return [sys.executable, "-m", "lifelist.benchmarks.bare", model.registry, str(port), precision]
+    return [sys.executable, "-m", "lifelist.benchmarks.bare", model.registry, str(model.version), str(port), precision]
 
 
 LIFELIST = Contender(
@@ -74,14 +88,14 @@ LIFELIST = Contender(
     sent=raw_bytes("/v1/classify?top_k=1"),
     pattern=r'"classes":%[{"id":(%d+)',
     ready="/v1/health/ready",
-    how="raw bytes",
+    how="raw bytes, several files in a form",
 )
 BARE = Contender(
     name="bare uvicorn",
     command=_bare,
     sent=raw_bytes("/"),
     pattern=r'"id":(%d+)',
-    how="raw bytes",
+    how="raw bytes, several files in a form",
 )
 
 
@@ -97,12 +111,12 @@ def started(contender: Contender, model: Model, precision: str, flags: Sequence[
         folder = Path(temporary) / "home"
         folder.mkdir()
         command = [*contender.command(model, precision, port, folder), *flags]
-        with running(command, port, contender.ready, folder) as url:
+        with running(command, port, contender.ready, folder, contender.end_s) as url:
             yield url
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], port: int, ready: str, folder: Path) -> Iterator[str]:
+def running(command: Sequence[str], port: int, ready: str, folder: Path, end_s: float = 60) -> Iterator[str]:
     """The same for any command whose server listens at `port`, and answers at the path `ready` once it serves."""
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile("w+") as log:
@@ -122,7 +136,7 @@ def running(command: Sequence[str], port: int, ready: str, folder: Path) -> Iter
             _check_owner(process.pid, port)
             yield url
         finally:
-            _end(process)
+            _end(process, end_s)
 
 
 def _check_owner(process_id: int, port: int) -> None:
@@ -145,10 +159,16 @@ def _listeners(port: int) -> Iterator[int]:
             if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
                 sockets.add(f"socket:[{fields[9]}]")
     for process in Path("/proc").iterdir():
-        if process.name.isdecimal():
-            with contextlib.suppress(OSError):
-                if any(os.readlink(file) in sockets for file in (process / "fd").iterdir()):
-                    yield int(process.name)
+        if process.name.isdecimal() and not sockets.isdisjoint(_open_files(process)):
+            yield int(process.name)
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """What a process has open, as /proc/PID/fd names it; what it closes meanwhile is left out."""
+    with contextlib.suppress(OSError):  # it has ended, or is another user's
+        for file in (process / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                yield os.readlink(file)
 
 
 def _descends(process_id: int, ancestor: int) -> bool:
@@ -176,11 +196,11 @@ def free_port() -> int:
         return port
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", end_s: float) -> None:
     """Ask it to end, and then see to it that its whole session is gone."""
     process.send_signal(signal.SIGINT)
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(60)
+        process.wait(end_s)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -16,30 +17,41 @@ from lifelist.exporter.errors import Failed, Missing
 
 LOOK_S = 0.25  # between two looks whether a load is to end
 
-# Reads every answer: a status other than 200, or classes other than the expected, count as wrong.
+# Reads every answer: one of a status other than 200, or of classes other than the expected, is wrong. A pattern
+# captures the id of one class, or a list of ids.
 SCRIPT = r"""
 local function read(name) local f = io.open(name, "rb"); local all = f:read("*a"); f:close(); return all end
 wrk.method, wrk.body = "POST", read(os.getenv("LOAD_BODY"))
 local pattern, expected = os.getenv("LOAD_PATTERN"), os.getenv("LOAD_EXPECTED")
 local rest_ms = tonumber(os.getenv("LOAD_REST_MS"))
 local threads = {}
-wrong, failed = 0, 0
+wrong, first = 0, ""
+local function is_right(status, body)
+  if status ~= 200 then return false end
+  if expected == "any" then return true end
+  local found = {}
+  for ids in string.gmatch(body, pattern) do
+    for id in string.gmatch(ids, "%d+") do found[#found + 1] = id end
+  end
+  return table.concat(found, ",") == expected
+end
 function setup(thread) table.insert(threads, thread) end
 function response(status, headers, body)
-  if status ~= 200 then failed = failed + 1; return end
-  local found = {}
-  for id in string.gmatch(body, pattern) do found[#found + 1] = id end
-  if expected ~= "any" and table.concat(found, ",") ~= expected then wrong = wrong + 1 end
+  if is_right(status, body) then return end
+  if wrong == 0 then first = status .. " " .. string.gsub(string.sub(body, 1, 300), "[^\32-\126]", "?") end
+  wrong = wrong + 1
 end
 if rest_ms > 0 then function delay() return math.random(0, 2 * rest_ms) end end
 function done(summary, latency)
-  local wrong, failed = 0, 0
-  for _, thread in ipairs(threads) do wrong = wrong + thread:get("wrong"); failed = failed + thread:get("failed") end
+  local wrong, first = 0, ""
+  for _, thread in ipairs(threads) do
+    wrong = wrong + thread:get("wrong")
+    if first == "" then first = thread:get("first") end
+  end
   local e = summary.errors
-  io.write(string.format(
-    '\nJSON {"requests": %d, "microseconds": %d, "wrong": %d, "failed": %d, ' ..
-    '"socket_errors": %d, "p50": %f, "p99": %f}\n',
-    summary.requests, summary.duration, wrong, failed, e.connect + e.read + e.write + e.timeout,
+  io.write(string.format('\nFIRST %s\nJSON {"requests": %d, "microseconds": %d, "wrong": %d, ' ..
+    '"broken": %d, "p50": %f, "p99": %f}\n',
+    first, summary.requests, summary.duration, wrong, e.connect + e.read + e.write + e.timeout,
     latency:percentile(50), latency:percentile(99)))
 end
 """
@@ -50,16 +62,18 @@ class Load:
     """What one stretch of load found."""
 
     requests: int  # that were answered
+    right: int  # of them, by status 200 and the classes that were expected
     seconds: float
-    errors: int  # answers of another status or class than the right one, and connections that failed
+    errors: int  # the other answers, and connections that failed
     p50_ms: float
     p99_ms: float
     generator_cores: float  # that wrk itself kept busy
+    first_error: str = ""  # status and the beginning of the body of the first answer that was not right
 
     @property
     def requests_per_second(self) -> float:
-        """Answers each second, right ones and others."""
-        return self.requests / self.seconds
+        """Right answers each second: an error may be quick, and counts for nothing."""
+        return self.right / self.seconds
 
 
 def wrk() -> str:
@@ -81,18 +95,20 @@ def run(
     rate: float | None = None,
     until: Callable[[], bool] | None = None,
 ) -> Load:
-    """Send `body` from so many clients at once, each on a connection of its own, for so many seconds.
+    """Send `body` from so many clients at once, each on a connection of its own, for so many seconds (whole ones).
 
-    pattern: a Lua pattern that captures the class ids in an answer; expected: those that are right, in their order;
-    None: any. rate: about so many requests a second, each client resting between two; None: as many as are answered.
-    until: asked every now and then; as soon as it says so, the load ends before its time.
+    pattern: a Lua pattern that captures the class ids in an answer, each alone or several in a list; expected: those
+    that are right, in their order; None: any. rate: about so many requests a second, each client resting between two;
+    None: as many as are answered. until: asked every now and then; as soon as it says so, the load ends before its
+    time.
     """
     with tempfile.TemporaryDirectory() as folder:
         script, file = Path(folder, "load.lua"), Path(folder, "body")
         script.write_text(SCRIPT)
         file.write_bytes(body)
         lines = [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
-        command = [wrk(), "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script), *lines, url]
+        how = ["-t1", f"-c{clients}", f"-d{math.ceil(seconds)}s", "--timeout", "30s", "-s", str(script)]
+        command = [wrk(), *how, *lines, url]
         environment = {
             "LOAD_BODY": str(file),
             "LOAD_PATTERN": pattern,
@@ -102,18 +118,24 @@ def run(
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         told = _told(command, environment, until)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    line = next(line for line in told.splitlines() if line.startswith("JSON "))
-    found = json.loads(line.removeprefix("JSON "))
+    found = json.loads(_line(told, "JSON "))
     took = found["microseconds"] / 1e6
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Load(
         requests=found["requests"],
+        right=found["requests"] - found["wrong"],
         seconds=took,
-        errors=found["wrong"] + found["failed"] + found["socket_errors"],
+        errors=found["wrong"] + found["broken"],
         p50_ms=found["p50"] / 1000,
         p99_ms=found["p99"] / 1000,
         generator_cores=busy / took,
+        first_error=_line(told, "FIRST "),
     )
+
+
+def _line(told: str, head: str) -> str:
+    """What the script wrote behind a word."""
+    return next(line for line in told.splitlines() if line.startswith(head)).removeprefix(head)
 
 
 def _told(command: Sequence[str], environment: Mapping[str, str], until: Callable[[], bool] | None) -> str:

@@ -32,6 +32,7 @@ class Model:
 
     name: str
     registry: str
+    version: int  # that is live
     pixels: Pixels  # IMAGES×S×S×3, as the network sees them
     files: tuple[bytes, ...]  # the same images as they are sent
 
@@ -68,22 +69,34 @@ def _file(image: Image.Image, kind: str, **options: int) -> bytes:
 def _published(folder: Path, name: str, preprocess: Preprocess, files: list[bytes]) -> Model:
     registry = Registry(str(folder / name))
     pixels = np.stack([decode(data, preprocess) for data in files])
-    model = Model(name, registry.url, pixels, tuple(files))
-    if registry.ref("live") is None:
-        registry.promote(publish(model, preprocess).version, None)
-    return model
+    if (ref := registry.ref("live")) is None:
+        ref = registry.promote(_publish(name, registry, pixels, preprocess).version, None)
+    return Model(name, registry.url, ref.version, pixels, tuple(files))
 
 
-def publish(
-    model: Model, preprocess: Preprocess, classes: int = IMAGES, first_id: int = 0, int8: bool = True
-) -> Manifest:
-    """A version that names the first `classes` images, by ids from `first_id` on; with a graph in 8 bits, or without.
+def publish(model: Model, classes: int, first_id: int, int8: bool) -> Manifest:
+    """One more version of a model, that names the first `classes` images, by ids from `first_id` on; with a graph in 8
+    bits, or without.
 
     All versions of a model have the same network, so one of them is as quick as another.
     """
+    registry = Registry(model.registry)
+    preprocess = registry.manifest(model.version).preprocess
+    return _publish(model.name, registry, model.pixels, preprocess, classes, first_id, int8)
+
+
+def _publish(
+    name: str,
+    registry: Registry,
+    pixels: Pixels,
+    preprocess: Preprocess,
+    classes: int = IMAGES,
+    first_id: int = 0,
+    int8: bool = True,
+) -> Manifest:
     torch.manual_seed(0)
-    network = build(model.name, classes=IMAGES, image_size=preprocess.size).backbone.eval()
-    features = _features(network, model.pixels, preprocess)
+    network = build(name, classes=IMAGES, image_size=preprocess.size).backbone.eval()
+    features = _features(network, pixels, preprocess)
     centre = features.mean(axis=0)
     rows = STRENGTH * np.linalg.pinv(features - centre).T  # row k: image k gets it whole, the others share it negative
     weight, bias = rows.astype(np.float32)[:classes], (-rows @ centre).astype(np.float32)[:classes]
@@ -99,7 +112,7 @@ def publish(
         kind="increment",
         parent=None,
         method="untrained",
-        network=model.name,
+        network=name,
         embedding_dim=features.shape[1],
         default_answer="linear",
         preprocess=preprocess,
@@ -107,8 +120,8 @@ def publish(
     )
     if int8:
         draft = replace(draft, int8=Int8(True, 0, 1.0, 1.0, {}, "untrained: made to measure speed"))
-        files[session.INT8] = quantise(fp32, model.pixels)
-    return Registry(model.registry).publish(draft, files)
+        files[session.INT8] = quantise(fp32, pixels)
+    return registry.publish(draft, files)
 
 
 def _features(network: torch.nn.Module, pixels: Pixels, preprocess: Preprocess) -> np.ndarray:

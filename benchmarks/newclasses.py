@@ -35,7 +35,7 @@ HELD_SHARE = 0.1  # of a known class's images for training: the gate's
 TEST_SHARE = 0.2  # where the data set has no test images of its own
 TEST = 255  # beside the roles of images for training
 BATCH = 64  # images
-PROVISIONAL_LOSS = 0.01  # as examples.provisional_loss is unless told
+PROVISIONAL_LOSS = 0.01  # examples.provisional_loss unless told; written again, since deploy/ may not be imported here
 FALSE_ALARMS = 0.05
 KINDS = ("linear", "nearest_mean")
 

@@ -9,15 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
-from lifelist.benchmarks.contenders import Contender, Kind, Sent, raw_bytes
+from lifelist.benchmarks.contenders import Contender, Kind, Sent, form, raw_bytes
 from lifelist.benchmarks.models import Model
 from lifelist.exporter.errors import Failed
+from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import INT8, MODEL
 
+END_S = 5  # LitServe waits for answers that nobody takes any more, and would do so for a minute
 HERE = Path(__file__).with_name("peer_servers")
-BOUNDARY = "lifelist-bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +33,11 @@ class Peer:
     pattern: str
     ready: str
     how: str
+    beside: tuple[str, ...] = ()  # packages that it needs for what it is sent
 
 
 def _form(model: Model, kind: Kind, numbers: Sequence[int]) -> Sent:
-    parts = []
-    for number in numbers:
-        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="{number}"\r\n'
-        parts.append(
-            head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + _image(model, kind, number) + b"\r\n"
-        )
-    body = b"".join(parts) + f"--{BOUNDARY}--\r\n".encode()
-    return Sent(body, {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}, "/classify")
+    return form("/classify", [_image(model, kind, number) for number in numbers])
 
 
 def _json(model: Model, kind: Kind, numbers: Sequence[int]) -> Sent:
@@ -74,7 +70,8 @@ PEERS = (
         sent=raw_bytes("/predict"),
         pattern=r'"id":%s*(%d+)',
         ready="/health",
-        how="raw bytes",
+        how="raw bytes, several files in a form",
+        beside=("python-multipart==0.0.34",),
     ),
     Peer(
         name="BentoML",
@@ -100,7 +97,7 @@ PEERS = (
         package="mlserver==1.7.1",
         start=_start_mlserver,
         sent=_json,
-        pattern=r'"data":%s*%[(%d+)',
+        pattern=r'"data":%s*%[([%d,%s]+)%]',  # all ids at once: one list for the request
         ready="/v2/health/ready",
         how="base64 in JSON",
     ),
@@ -116,34 +113,37 @@ def _installed(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
     """Where the programs of a peer's environment are. Failed, with what pip said, if it cannot be installed."""
     place = folder / peer.package.replace("==", "-")
     programs = place / "bin"
-    if not (place / "ready").exists():
+    wanted = [peer.package, *peer.beside, "numpy", "pillow", f"onnxruntime=={version('onnxruntime-gpu')}"]
+    ready = place / "ready"
+    if not ready.exists() or ready.read_text() != "\n".join(wanted):
         tell(f"installing {peer.package} in an environment of its own")
         venv.create(place, with_pip=True, clear=True)
-        wanted = [peer.package, "numpy", "pillow", f"onnxruntime=={version('onnxruntime-gpu')}"]
         done = subprocess.run([programs / "pip", "install", "--quiet", *wanted], capture_output=True, text=True)
         if done.returncode:
             raise Failed(f"{peer.package} cannot be installed: {done.stderr.strip()[-500:]}")
-        (place / "ready").touch()
+        ready.write_text("\n".join(wanted))
     return programs
 
 
 def _contender(peer: Peer, programs: Path) -> Contender:
     def command(model: Model, precision: str, port: int, folder: Path) -> Sequence[str]:
         registry = Registry(model.registry)
-        ref = registry.ref("live")
-        assert ref is not None
-        manifest = registry.manifest(ref.version)
+        manifest = registry.manifest(model.version)
         (folder / "model.onnx").write_bytes(registry.read(manifest, INT8 if precision == "auto" else MODEL))
-        about = {
-            "size": manifest.preprocess.size,
-            "resize_to": manifest.preprocess.resize_to,
-            "classes": [entry.name for entry in manifest.classes],
-        }
-        (folder / "about.json").write_text(json.dumps(about))
+        (folder / "about.json").write_text(json.dumps(about(manifest)))
         return ["env", *(f"{name}={value}" for name, value in _environment(folder).items()),
                 *peer.start(programs, port, folder)]  # fmt: skip
 
-    return Contender(peer.name, command, peer.sent, peer.pattern, peer.ready, peer.how)
+    return Contender(peer.name, command, peer.sent, peer.pattern, peer.ready, peer.how, END_S)
+
+
+def about(manifest: Manifest) -> Mapping[str, Any]:
+    """What a peer has to know of a version, beside its graph (peer_servers/model.py)."""
+    return {
+        "size": manifest.preprocess.size,
+        "resize_to": manifest.preprocess.resize_to,
+        "classes": [entry.name for entry in manifest.classes],
+    }
 
 
 def _environment(folder: Path) -> Mapping[str, str]:

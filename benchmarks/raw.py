@@ -1,10 +1,10 @@
 """The limit: ONNX Runtime in a loop, decoding included where files are sent, on all cores, with no server around it.
 
-    python -m lifelist.benchmarks.raw REGISTRY PRECISION KIND BATCH SECONDS FILE…
+    python -m lifelist.benchmarks.raw REGISTRY VERSION PRECISION KIND BATCHES SECONDS FILE…
 
-KIND tensor: the pixels are there already; file: each image is decoded first. Prints one line of JSON. Several ways of
-using the cores are tried in turn, and the quickest is the limit: one session with a thread for each core, or a session
-of one thread for each core.
+KIND tensor: the pixels are there already; file: each image is decoded first. BATCHES: 1,8,32, images in a run. Prints
+one line of JSON. Several ways of using the cores are tried in turn with each batch, for SECONDS each, and the quickest
+is the limit: one session with a thread for each core, or a session of one thread for each core.
 """
 
 import json
@@ -25,16 +25,20 @@ from lifelist.exporter.session import Loaded, load
 
 
 def limit(
-    registry: str, precision: str, kind: str, batch: int, seconds: float, files: Sequence[bytes]
+    registry: str,
+    version: int,
+    precision: str,
+    kind: str,
+    batches: Sequence[int],
+    seconds: float,
+    files: Sequence[bytes],
 ) -> dict[str, Any]:
-    """{"images_per_second", "way", "by_way", "classes": the best class of each file}."""
+    """{"images_per_second", "way", "batch", "by_way", "classes": the best class of each file}."""
     found, cores = Registry(registry), len(os.sched_getaffinity(0))
-    ref = found.ref("live")
-    assert ref is not None
 
     def opened(threads: int) -> Loaded:
-        loaded = load(found, ref.version, threads=threads, provider="cpu", precision=precision)
-        loaded.warm((1, batch))
+        loaded = load(found, version, threads=threads, provider="cpu", precision=precision)
+        loaded.warm((1, *batches))
         return loaded
 
     wide = opened(cores)
@@ -44,32 +48,38 @@ def limit(
     logits, _ = wide.run(pixels)
     decoders = ThreadPoolExecutor(cores)
 
-    def taken(start: int) -> Pixels:
+    def taken(start: int, batch: int) -> Pixels:
         chosen = [(start + k) % len(files) for k in range(batch)]
         return pixels[chosen] if kind == "tensor" else np.stack([decode(files[k], preprocess) for k in chosen])
 
-    def taken_by_all(start: int) -> Pixels:
+    def taken_by_all(start: int, batch: int) -> Pixels:
         chosen = [files[(start + k) % len(files)] for k in range(batch)]
         return np.stack(list(decoders.map(lambda data: decode(data, preprocess), chosen)))
 
-    together = taken if kind == "tensor" or batch == 1 else taken_by_all
-    ways = {
-        f"1 session × {cores} threads": _rate([wide], together, batch, seconds),
-        f"{cores} sessions × 1 thread": _rate(narrow, taken, batch, seconds),
+    rates = {}
+    for batch in batches:
+        together = taken if kind == "tensor" or batch == 1 else taken_by_all
+        rates[f"1 session × {cores} threads", batch] = _rate([wide], together, batch, seconds)
+        rates[f"{cores} sessions × 1 thread", batch] = _rate(narrow, taken, batch, seconds)
+    way, batch = max(rates, key=lambda name: rates[name])
+    return {
+        "images_per_second": rates[way, batch],
+        "way": way,
+        "batch": batch,
+        "by_way": {f"{way}, batch {batch}": rate for (way, batch), rate in rates.items()},
+        "classes": [ranking[0][0] for ranking in wide.linear(logits, 1)],
+        "precision": wide.precision,
     }
-    way = max(ways, key=lambda name: ways[name])
-    best = [loaded[0][0] for loaded in wide.linear(logits, 1)]
-    return {"images_per_second": ways[way], "way": way, "by_way": ways, "classes": best, "precision": wide.precision}
 
 
-def _rate(sessions: Sequence[Loaded], taken: Callable[[int], Pixels], batch: int, seconds: float) -> float:
+def _rate(sessions: Sequence[Loaded], taken: Callable[[int, int], Pixels], batch: int, seconds: float) -> float:
     """Images each second of all sessions together, each in a thread of its own."""
     counts = [0] * len(sessions)
     end = time.perf_counter() + seconds
 
     def work(place: int) -> None:
         while time.perf_counter() < end:
-            sessions[place].run(taken(counts[place]))
+            sessions[place].run(taken(counts[place], batch))
             counts[place] += batch
 
     began = time.perf_counter()
@@ -82,6 +92,7 @@ def _rate(sessions: Sequence[Loaded], taken: Callable[[int], Pixels], batch: int
 
 
 if __name__ == "__main__":
-    registry, precision, kind, batch, seconds, *paths = sys.argv[1:]
+    registry, version, precision, kind, batches, seconds, *paths = sys.argv[1:]
     files = [Path(path).read_bytes() for path in paths]
-    print(json.dumps(limit(registry, precision, kind, int(batch), float(seconds), files)))
+    sizes = [int(batch) for batch in batches.split(",")]
+    print(json.dumps(limit(registry, int(version), precision, kind, sizes, float(seconds), files)))

@@ -9,30 +9,38 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lifelist.benchmarks import load, models
-from lifelist.benchmarks.contenders import Contender, Kind, started
+from lifelist.benchmarks.contenders import BARE, LIFELIST, Contender, Kind, started
 from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.models import Model
 from lifelist.exporter.errors import Failed
 
 RAW_BATCHES = (1, 8, 32)  # the limit is the best of these
-WARM_S = 1.0
+WARM_S = 1
+CHECK_S = (1, 5, 30)  # one client asks for so many seconds; if that is too short for an answer, for more
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is sent, by how many clients at once."""
+    """What is sent, by how many clients at once: to Lifelist, to bare uvicorn, and to each peer."""
 
     model: str  # resnet32 or resnet18
     precision: str  # fp32, or auto: int8
     kind: Kind
     images: int  # in a request
     clients: tuple[int, ...]
+    bare: tuple[int, ...] = ()
+    peers: tuple[int, ...] = ()
+    longer: int = 1  # a cell takes so many times as long as others, since one request does
+
+    def counts(self, contender: Contender) -> tuple[int, ...]:
+        """Clients at once, in each cell of one server."""
+        return {LIFELIST.name: self.clients, BARE.name: self.bare}.get(contender.name, self.peers)
 
     @property
     def name(self) -> str:
@@ -44,12 +52,17 @@ class Case:
         return f"{self.model} {'int8' if self.precision == 'auto' else 'fp32'}, {what}{several}"
 
 
+ALL = (1, 8, 32, 64)
 CASES = (
-    Case("resnet32", "fp32", "tensor", 1, (1, 8, 32, 64)),
-    Case("resnet32", "fp32", "tensor", 32, (4,)),
-    Case("resnet32", "fp32", "file", 1, (8, 32)),
-    Case("resnet18", "fp32", "file", 1, (1, 8, 32)),
-    Case("resnet18", "auto", "file", 1, (1, 8, 32)),
+    Case("resnet32", "fp32", "tensor", 1, ALL, bare=ALL, peers=(1, 32)),
+    Case("resnet32", "fp32", "file", 1, ALL, bare=ALL, peers=(1, 32)),
+    Case("resnet32", "fp32", "tensor", 32, ALL, bare=(1, 8), peers=(8,), longer=2),
+    Case("resnet32", "fp32", "file", 32, ALL, bare=(1, 8), peers=(8,), longer=2),
+    Case("resnet18", "fp32", "file", 1, ALL, bare=(1, 8), peers=(8,)),
+    # 32 clients would have 1,024 images under way, and two cores take 20 s for these; what 8 have would be one batch of
+    # 5 s for some peers
+    Case("resnet18", "fp32", "file", 32, (1, 8), bare=(1,), peers=(1,), longer=3),
+    Case("resnet18", "auto", "file", 1, ALL),  # its bar is about raw ONNX Runtime alone
 )
 
 
@@ -60,7 +73,7 @@ class Asked:
     contenders: Sequence[Contender]
     cases: Sequence[Case] = CASES
     repeats: int = 3
-    seconds: float = 5.0  # of load in each cell
+    seconds: float = 3.0  # of load in each cell
     folder: Path | None = None  # where models are kept; unless given, for this once
 
 
@@ -75,6 +88,7 @@ class Cell:
     p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
     errors: list[int] = field(default_factory=list)
+    first_error: list[str] = field(default_factory=list)
     generator_cores: list[float] = field(default_factory=list)
 
 
@@ -96,17 +110,24 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
                         f"{raw[case.name][-1]['images_per_second']:,.0f} images/s"
                     )
                 for contender in asked.contenders:
+                    if not any(case.counts(contender) for case in cases):
+                        continue
                     with started(contender, made[model], precision) as url:
                         for case in cases:
-                            for clients in case.clients:
-                                found = _loaded(url, contender, made[model], case, clients, repeat, asked.seconds, raw)
+                            query = Query(url, contender, made[model], case, repeat, raw[case.name][-1]["classes"])
+                            if repeat == 0:
+                                check(query)
+                            for clients in case.counts(contender):
+                                # one client with many images: else they would be at work on what nobody waits for
+                                query.load(1 if case.images > 1 else clients, WARM_S)
+                                found = query.load(clients, asked.seconds * case.longer)
                                 key = contender.name, case.name, clients
                                 cell = cells.setdefault(key, Cell(*key))
                                 _note(cell, found, case)
                                 tell(
                                     f"repeat {repeat + 1}: {case.name}, {clients} clients, {contender.name}: "
                                     f"{cell.images_per_second[-1]:,.0f} images/s, p50 {found.p50_ms:.1f} ms, "
-                                    f"p99 {found.p99_ms:.1f} ms, {found.errors} errors"
+                                    f"p99 {found.p99_ms:.1f} ms, {found.errors} errors {found.first_error}"
                                 )
     return {
         "bench": "serving",
@@ -133,41 +154,52 @@ def _limit(model: Model, case: Case, seconds: float) -> dict[str, Any]:
             path.write_bytes(data)
             paths.append(str(path))
         batches = (case.images,) if case.images > 1 else RAW_BATCHES
-        found = [_raw(model, case, batch, seconds / len(batches), paths) for batch in batches]
-    return max(found, key=lambda one: float(one["images_per_second"]))
-
-
-def _raw(model: Model, case: Case, batch: int, seconds: float, paths: Sequence[str]) -> dict[str, Any]:
-    words = [model.registry, case.precision, case.kind, str(batch), str(max(1.0, seconds / 2)), *paths]
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-m", "lifelist.benchmarks.raw", *words]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        each = max(1.0, seconds * case.longer / len(batches) / 2)  # for each batch in either way
+        words = [case.precision, case.kind, ",".join(map(str, batches)), str(each), *paths]
+        command = [sys.executable, "-m", "lifelist.benchmarks.raw", model.registry, str(model.version), *words]
+        environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise Failed(f"raw ONNX Runtime ended with {done.returncode}: {done.stderr.strip()[-500:]}")
     found: dict[str, Any] = json.loads(done.stdout)
-    return found | {"batch": batch}
-
-
-def _loaded(
-    url: str,
-    contender: Contender,
-    model: Model,
-    case: Case,
-    clients: int,
-    repeat: int,
-    seconds: float,
-    raw: Mapping[str, Sequence[Mapping[str, Any]]],
-) -> load.Load:
-    """Some seconds of load, after a warm-up; each answer must name the class that raw ONNX Runtime names."""
-    numbers = [(repeat + k) % models.IMAGES for k in range(case.images)]
-    sent = contender.sent(model, case.kind, numbers)
-    expected = [raw[case.name][-1]["classes"][number] for number in numbers]
-    for took in (WARM_S, seconds):
-        found = load.run(
-            url + sent.path, sent.body, sent.headers,
-            clients=clients, seconds=took, pattern=contender.pattern, expected=expected,
-        )  # fmt: skip
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What one server is asked in one case of one repeat; each answer must name the classes that raw ORT names."""
+
+    url: str
+    contender: Contender
+    model: Model
+    case: Case
+    first: int  # number of the first image
+    classes: Sequence[int]  # of all images
+
+    def load(self, clients: int, seconds: float) -> load.Load:
+        """So many clients at once for some seconds."""
+        numbers = [(self.first + k) % models.IMAGES for k in range(self.case.images)]
+        sent = self.contender.sent(self.model, self.case.kind, numbers)
+        expected = [self.classes[number] for number in numbers]
+        return load.run(
+            self.url + sent.path, sent.body, sent.headers,
+            clients=clients, seconds=seconds, pattern=self.contender.pattern, expected=expected,
+        )  # fmt: skip
+
+
+def check(query: Query) -> None:
+    """Failed, with the answer, unless what one client is answered is right: there would be no speed to measure.
+
+    Once for each server and case: what goes wrong later is counted, and a long run is not lost by it.
+    """
+    for seconds in CHECK_S:
+        found = query.load(1, seconds)
+        if found.errors:
+            said = found.first_error or "connections that break"
+            raise Failed(f"{query.contender.name} does not answer {query.case.name} as ONNX Runtime alone does: {said}")
+        if found.right:
+            return
+    raise Failed(f"{query.contender.name} does not answer {query.case.name} within {CHECK_S[-1]} s")
 
 
 def _note(cell: Cell, found: load.Load, case: Case) -> None:
@@ -175,4 +207,5 @@ def _note(cell: Cell, found: load.Load, case: Case) -> None:
     cell.p50_ms.append(found.p50_ms)
     cell.p99_ms.append(found.p99_ms)
     cell.errors.append(found.errors)
+    cell.first_error.append(found.first_error)
     cell.generator_cores.append(found.generator_cores)

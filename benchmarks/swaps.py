@@ -6,6 +6,7 @@ go live in turn, always one that is not loaded yet.
 
 import http.client
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -23,12 +24,15 @@ from lifelist.benchmarks import models
 from lifelist.benchmarks.contenders import LIFELIST, started
 from lifelist.benchmarks.machine import machine
 from lifelist.exporter import session
+from lifelist.exporter.errors import Failed
 from lifelist.exporter.registry import Registry
 
 VARIANTS = ((32, True), (24, False), (16, True), (28, False))  # (classes, int8)
 STALE_S = 0.05  # after a swap was acknowledged no query that begins may be answered by the old version
 SETTLED_S = 0.1  # after the acknowledgement the window of a swap ends
-EARLY = 10  # swaps after which memory is measured first
+EARLY = 10  # swaps after which memory counts first
+PARTS = 10  # of a run, for the picture
+FAILED, UNREADABLE = 0, -1  # in place of a version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +48,11 @@ class Asked:
 
 @dataclass(slots=True)
 class Answered:
-    """One request: when it began and ended, and by which version it was answered; 0: it failed."""
+    """One request: when it began and ended, by which version it was answered, and whether as that version should."""
 
     began: float
     ended: float
-    version: int
+    version: int  # or FAILED: without an answer of status 200; or UNREADABLE: the answer is not what it should be
     right: bool
 
 
@@ -60,6 +64,56 @@ class Swap:
     acknowledged: float
     before: int
     after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that was seen with one count of replicas. memory: resident bytes of the replicas after each swap."""
+
+    answered: Sequence[Answered]
+    swaps: Sequence[Swap]
+    memory: Sequence[int]
+
+    def figures(self) -> dict[str, Any]:
+        """What the bars are about."""
+        sound = [one for one in self.answered if one.version != FAILED]
+        inside, outside = _sides(sound, self.swaps)
+        slow = [_percentile(some, 99) for some in (inside, outside)]
+        return {
+            "swaps": len(self.swaps),
+            "answers": len(self.answered),
+            "failed_requests": len(self.answered) - len(sound),
+            "mixed_answers": sum(not one.right for one in sound),
+            "p99_ratio": round(slow[0] / slow[1], 3),
+            "p99_ms_inside": round(1e3 * slow[0], 2),
+            "p99_ms_outside": round(1e3 * slow[1], 2),
+            "stale_answers": sum(_is_stale(one, self.swaps) for one in sound),
+            "swap_seconds": round(statistics.median(swap.acknowledged - swap.asked for swap in self.swaps), 3),
+            "rss_ratio": round(self.memory[-1] / self.memory[min(EARLY, len(self.memory)) - 1], 3),
+        }
+
+    def course(self) -> list[dict[str, Any]]:
+        """Latency by parts of the run, in ms: {"swaps": number of the last, "inside": {"50", "99"}, "outside": …}."""
+        found = []
+        for numbers in np.array_split(np.arange(len(self.swaps)), min(PARTS, len(self.swaps))):
+            first, last = int(numbers[0]), int(numbers[-1])
+            until = self.swaps[last + 1].asked if last + 1 < len(self.swaps) else math.inf
+            began = [one for one in self.answered if self.swaps[first].asked <= one.began < until]
+            sides = _sides([one for one in began if one.version != FAILED], self.swaps[first : last + 1])
+            latency = {
+                name: {str(share): round(1e3 * _percentile(side, share), 2) for share in (50, 99)}
+                for name, side in zip(("inside", "outside"), sides, strict=True)
+            }
+            found.append({"swaps": last + 1} | latency)
+        return found
+
+
+def _sides(some: Sequence[Answered], swaps: Sequence[Swap]) -> tuple[list[Answered], list[Answered]]:
+    """Requests that met the window of a swap, and the others."""
+    sides: tuple[list[Answered], list[Answered]] = ([], [])
+    for one in some:
+        sides[not any(_meets(one, swap) for swap in swaps)].append(one)
+    return sides
 
 
 @dataclass
@@ -86,6 +140,10 @@ class Clients:
         for thread in self._threads:
             thread.join()
 
+    def is_asking(self) -> bool:
+        """Whether no client has ended before its time."""
+        return all(thread.is_alive() for thread in self._threads)
+
     def _ask(self, number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         turn = number
@@ -96,18 +154,25 @@ class Clients:
             try:
                 connection.request("POST", "/v1/classify?top_k=1", body, {"X-Tensor-Shape": shape})
                 answer = connection.getresponse()
-                content = json.loads(answer.read())
-                if answer.status != 200:
-                    raise ValueError(f"{answer.status}: {content}")
-            except (OSError, ValueError, http.client.HTTPException) as error:
+                content, ended = answer.read(), time.monotonic()
+                version, right = self._read(content, numbers) if answer.status == 200 else (FAILED, False)
+                if not right:
+                    self.problems.append(f"{answer.status} {content[:300]!r}")
+            except (OSError, http.client.HTTPException) as error:
+                version, right, ended = FAILED, False, time.monotonic()
                 self.problems.append(repr(error))
-                self.answered.append(Answered(began, time.monotonic(), 0, False))
                 connection.close()
-                continue
-            version = content["version"]
-            found = [image["classes"][0]["id"] for image in content["images"]]
-            right = found == [self.expected[version][k] for k in numbers]
-            self.answered.append(Answered(began, time.monotonic(), version, right))
+            self.answered.append(Answered(began, ended, version, right))
+
+    def _read(self, content: bytes, numbers: Sequence[int]) -> tuple[int, bool]:
+        """The version that an answer names, and whether its classes are what that one says to these images."""
+        try:
+            answer = json.loads(content)
+            version = int(answer["version"])
+            found = [image["classes"][0]["id"] for image in answer["images"]]
+        except (ValueError, LookupError, TypeError):
+            return UNREADABLE, False
+        return version, version in self.expected and found == [self.expected[version][k] for k in numbers]
 
 
 def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -115,19 +180,18 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary:
         model = models.resnet32(Path(temporary))
         registry = Registry(model.registry)
-        ref = registry.ref("live")
-        assert ref is not None
-        preprocess = registry.manifest(ref.version).preprocess
         for k, (classes, int8) in enumerate(VARIANTS):
-            models.publish(model, preprocess, classes, first_id=100 * (k + 1), int8=int8)
+            models.publish(model, classes, first_id=100 * (k + 1), int8=int8)
         expected = {number: _classes(registry, number, model) for number in registry.versions()}
-        rows = {str(count): _swapped(asked, model, expected, count, tell) for count in asked.replicas}
+        runs = {str(count): _swapped(asked, model, expected, count, tell) for count in asked.replicas}
+    rows = {count: run.figures() for count, run in runs.items()}
     worst = {name: max(row[name] for row in rows.values()) for name in next(iter(rows.values())) if name != "swaps"}
     return {
         "bench": "swap",
         "line": {"swaps": sum(row["swaps"] for row in rows.values()), **worst},
         "rows": rows,
-        "asked": {"swaps": asked.swaps, "clients": asked.clients, "pause_s": asked.pause_s},
+        "course": {count: {"latency": run.course(), "rss_bytes": run.memory} for count, run in runs.items()},
+        "asked": {"swaps": asked.swaps, "clients": asked.clients, "pause_s": asked.pause_s, "images": asked.images},
         "machine": machine(),
     }
 
@@ -141,15 +205,15 @@ def _classes(registry: Registry, number: int, model: models.Model) -> list[int]:
 
 def _swapped(
     asked: Asked, model: models.Model, expected: Mapping[int, Sequence[int]], replicas: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
+) -> Run:
+    """All swaps with so many replicas. Failed if one is refused: then there is nothing to be noticed."""
     lot = np.random.default_rng(0)
     bodies = []
     for k in range(2 * models.IMAGES):
         numbers = lot.integers(0, models.IMAGES, asked.images).tolist() if k % 2 else [k // 2]
         pixels = model.pixels[numbers]
         bodies.append((pixels.tobytes(), ",".join(map(str, pixels.shape)), numbers))
-    swaps: list[Swap] = []
-    memory: dict[int, int] = {}
+    swaps, memory = list[Swap](), list[int]()
     flags = ("--serving.replicas", str(replicas))
     with (
         started(LIFELIST, model, "auto", flags) as url,
@@ -158,47 +222,31 @@ def _swapped(
         port = int(url.rpartition(":")[2])
         with Clients(port, bodies, expected, asked.clients) as clients:
             time.sleep(2)
+            before = http.get("/v1/health/ready").json()["version"]
             for k in range(asked.swaps):
-                before = http.get("/v1/health/ready").json()["version"]
                 after = 2 + k % len(VARIANTS)
-                began = time.monotonic()
-                found = http.post(f"/v1/versions/{after}:promote", json={"force": True})
-                swaps.append(Swap(began, time.monotonic(), before, after))
-                if found.status_code != 200:
-                    clients.problems.append(f"swap to version {after}: {found.status_code} {found.text}")
+                if not clients.is_asking():
+                    raise Failed(f"a client ended before swap {k + 1}: its error is above")
+                swaps.append(_swap(http, before, after))
                 time.sleep(asked.pause_s)
-                if k + 1 in (EARLY, asked.swaps):
-                    memory[k + 1] = sum(
-                        _resident(row["process_id"]) for row in http.get("/v1/health/ready").json()["replicas"]
-                    )
+                health = http.get("/v1/health/ready").json()
+                before = health["version"]
+                memory.append(sum(_resident(row["process_id"]) for row in health["replicas"]))
                 if (k + 1) % 20 == 0:
                     tell(f"{replicas} replicas: {k + 1} swaps, {len(clients.answered):,} answers")
-    row = figures(clients.answered, swaps)
-    row["rss_ratio"] = round(memory[asked.swaps] / memory[min(EARLY, asked.swaps)], 3)
     for problem in clients.problems[:5]:
         tell(problem)
-    return row
+    return Run(clients.answered, swaps, memory)
 
 
-def figures(answered: Sequence[Answered], swaps: Sequence[Swap]) -> dict[str, Any]:
-    """What the bars are about, of the requests of one run."""
-    sound = [one for one in answered if one.version]
-    inside = [one for one in sound if any(_meets(one, swap) for swap in swaps)]
-    ids = {id(one) for one in inside}
-    outside = [one for one in sound if id(one) not in ids]
-    stale = sum(_is_stale(one, swaps) for one in sound)
-    slow = [_p99(some) for some in (inside, outside)]
-    return {
-        "swaps": len(swaps),
-        "answers": len(answered),
-        "failed_requests": len(answered) - len(sound),
-        "mixed_answers": sum(not one.right for one in sound),
-        "p99_ratio": round(slow[0] / slow[1], 3),
-        "p99_ms_inside": round(1e3 * slow[0], 2),
-        "p99_ms_outside": round(1e3 * slow[1], 2),
-        "stale_answers": stale,
-        "swap_seconds": round(statistics.median(swap.acknowledged - swap.asked for swap in swaps), 3),
-    }
+def _swap(http: httpx.Client, before: int, after: int) -> Swap:
+    """Make a version live. Failed, with what was said, if the server does not."""
+    began = time.monotonic()
+    answer = http.post(f"/v1/versions/{after}:promote", json={"force": True})
+    ended = time.monotonic()
+    if answer.status_code != 200:
+        raise Failed(f"the swap from version {before} to {after} was refused: {answer.status_code} {answer.text[:300]}")
+    return Swap(began, ended, before, after)
 
 
 def _meets(one: Answered, swap: Swap) -> bool:
@@ -216,8 +264,9 @@ def _is_stale(one: Answered, swaps: Sequence[Swap]) -> bool:
     return undisturbed and one.version != latest.after
 
 
-def _p99(some: Sequence[Answered]) -> float:
-    return float(np.percentile([one.ended - one.began for one in some], 99))
+def _percentile(some: Sequence[Answered], share: int) -> float:
+    """Of the latency, in seconds; not a number if there is no request."""
+    return float(np.percentile([one.ended - one.began for one in some], share)) if some else math.nan
 
 
 def _resident(process_id: int) -> int:

@@ -172,7 +172,7 @@ def streaming(decoded_gb: float, limit_gb: float, image_size: int, kind: Any, re
 @bench.command()
 @click.option("--cases", default="", help="Only those whose name has this in it: resnet18, int8, learning …")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--seconds", type=click.FloatRange(1), default=5.0, show_default=True, help="Of load in each cell.")
+@click.option("--seconds", type=click.FloatRange(1), default=3.0, show_default=True, help="Of load in each cell.")
 @click.option("--peers/--no-peers", default=True, show_default=True, help="LitServe, BentoML and MLServer too.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the page, and what it needs, go.")
 @json_option
@@ -182,8 +182,9 @@ def serving(
 ) -> None:
     """Load this server, the least that one can be, and others, beside ONNX Runtime alone; and this one while it learns.
 
-    Makes a page, a picture and results.json. Peers are installed from the package index, each in an environment of its
-    own. The load comes from wrk. The last line is one of JSON.
+    Makes a page, a picture and results.json. Takes 35 to 40 minutes with peers and three repeats, of which learning
+    takes seven. Peers are installed from the package index, each in an environment of its own. The load comes from wrk.
+    The last line is one of JSON.
     """
     from lifelist.benchmarks import beside
     from lifelist.benchmarks import serving as speed
@@ -202,12 +203,14 @@ def serving(
         contenders=[BARE, LIFELIST, *others], cases=chosen, repeats=repeats, seconds=seconds, folder=place / "models"
     )
     facts = speed.measure(asked, note)
-    if chosen:
-        report.rates_picture(place / "rates.png", facts)
+    results = place / "results.json"
+    results.write_text(json.dumps(facts, indent=1))  # before anything that may fail: it took half an hour
     if cases in beside.CASE:
         facts["beside"] = beside.measure(beside.Asked(repeats=repeats, seconds=4 * seconds), note)
+        results.write_text(json.dumps(facts, indent=1))
+    if chosen:
+        report.rates_picture(place / "rates.png", facts)
     (place / "README.md").write_text(report.page(facts, "rates.png", _command(folder)))
-    (place / "results.json").write_text(json.dumps(facts, indent=1))
     if not as_json:
         for case in facts["raw"]:
             click.echo(f"{case}\n{table(report.TITLES, report.rows(facts, case))}\n")
@@ -221,20 +224,26 @@ def serving(
 @click.option("--swaps", type=click.IntRange(2), default=200, show_default=True, help="With each count of replicas.")
 @click.option("--clients", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--replicas", default="1,2", show_default=True, help="Counts of replicas.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the page and the picture go.")
 @json_option
-def swap(swaps: int, clients: int, replicas: str, as_json: bool) -> None:
+@click.pass_obj
+def swap(resolved: Resolved, swaps: int, clients: int, replicas: str, folder: Path | None, as_json: bool) -> None:
     """Swap versions under load, and hold every answer against the version that it names.
 
-    The last line is one of JSON.
+    Makes a page, a picture and results.json. The last line is one of JSON.
     """
     from lifelist.benchmarks import swaps as under_load
+    from lifelist.benchmarks import swaps_report as report
 
     asked = under_load.Asked(swaps=swaps, clients=clients, replicas=_numbers("--replicas", replicas))
     facts = under_load.measure(asked, note)
+    place = folder or resolved.settings.home / "bench" / "swap"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
+    report.picture(place / "swaps.png", facts)
+    (place / "README.md").write_text(report.page(facts, "swaps.png", _command(folder)))
     if not as_json:
-        names = list(next(iter(facts["rows"].values())))
-        rows = [(name, *(str(row[name]) for row in facts["rows"].values())) for name in names]
-        click.echo(table(("", *(f"{count} replicas" for count in facts["rows"])), rows) + "\n")
+        click.echo(table(report.titles(facts), report.rows(facts)) + f"\n\nThe page: {place / 'README.md'}\n")
     click.echo(json.dumps(facts["line"]))
 
 

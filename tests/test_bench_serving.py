@@ -1,4 +1,4 @@
-"""Measuring a server: load whose every answer is read, swaps that are watched, and the ratios that come of them."""
+"""Measuring a server: load whose every answer is read, and the ratios that come of it."""
 
 import json
 import shutil
@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from lifelist.benchmarks import beside, index_report, index_size, load, serving_report, swaps
-from lifelist.benchmarks.swaps import Answered, Swap
+from lifelist.benchmarks import beside, index_report, index_size, load, serving, serving_report
 from lifelist.exporter.errors import Missing
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed: apt-get install wrk")
@@ -75,6 +74,16 @@ def test_every_answer_of_a_load_is_read(url: str) -> None:
 def test_an_answer_of_another_class_or_status_is_an_error(url: str, wrong: tuple[int, Any]) -> None:
     found = loaded(url, lambda n: wrong if n % 10 == 0 else RIGHT)
     assert found.errors == pytest.approx(Handler.number // 10, abs=3)
+    assert found.right == found.requests - found.errors
+    assert found.requests_per_second == found.right / found.seconds
+    assert found.first_error == f"{wrong[0]} {json.dumps(wrong[1])}"
+
+
+@needs_wrk
+def test_answers_that_are_all_wrong_are_no_speed(url: str) -> None:
+    found = loaded(url, lambda n: (500, {"error": "é"}))
+    assert found.requests > 0
+    assert found.requests_per_second == 0
 
 
 @needs_wrk
@@ -98,31 +107,11 @@ def test_without_the_generator_it_is_said_how_to_get_it(monkeypatch: pytest.Monk
         load.wrk()
 
 
-def test_answers_are_held_against_the_swaps_that_they_met() -> None:
-    swap = [Swap(10.0, 10.5, before=1, after=2), Swap(20.0, 20.5, before=2, after=3)]
-    answered = [
-        *[Answered(1 + k / 100, 1.01 + k / 100, 1, True) for k in range(99)],  # outside: 10 ms each
-        Answered(10.0, 10.03, 1, True),  # inside: 30 ms
-        Answered(10.52, 10.55, 1, True),  # by the old version, within the 50 ms that are allowed
-        Answered(10.56, 10.59, 1, True),  # and after them: stale
-        Answered(12.0, 12.01, 2, False),  # not what version 2 says
-        Answered(19.99, 20.02, 3, True),  # begun before, and answered by the new one: well
-        Answered(13.0, 13.01, 0, False),  # failed
-    ]
-    found = swaps.figures(answered, swap)
-    assert found["swaps"] == 2
-    assert found["answers"] == len(answered)
-    assert found["failed_requests"] == 1
-    assert found["mixed_answers"] == 1
-    assert found["stale_answers"] == 1
-    assert found["p99_ratio"] == pytest.approx(3.0, abs=0.01)
-    assert found["swap_seconds"] == 0.5
-
-
 def cell(contender: str, case: str, clients: int, rates: list[float], p50: float = 1.0) -> dict[str, Any]:
     return {
         "contender": contender, "case": case, "clients": clients, "images_per_second": rates,
         "p50_ms": [p50] * 3, "p99_ms": [2.0] * 3, "errors": [0, 0, 1], "generator_cores": [0.1] * 3,
+        "first_error": ["", "", "503"],
     }  # fmt: skip
 
 
@@ -134,12 +123,26 @@ FACTS: dict[str, Any] = {
         cell("Lifelist", serving_report.R32, 8, [100, 60, 95]),
         cell("bare uvicorn", serving_report.R32, 8, [100, 100, 100]),
         cell("a peer", serving_report.R32, 8, [50, 50, 50]),
+        cell("Lifelist", serving_report.R32_PNG, 1, [50, 50, 50], p50=1.3),
+        cell("bare uvicorn", serving_report.R32_PNG, 1, [60, 60, 60]),
+        cell("Lifelist", serving_report.R32_PNG, 32, [99, 99, 99]),
+        cell("bare uvicorn", serving_report.R32_PNG, 32, [110, 110, 110]),
+        cell("a peer", serving_report.R32_PNG, 32, [90, 90, 90]),
+        cell("a broken peer", serving_report.R32_PNG, 32, [0, 0, 0]),
+        cell("a slow peer", serving_report.R32_PNG, 1, [0, 0, 0]),  # measured at one count, and had no answer yet
+        cell("Lifelist", f"{serving_report.R32} × 32", 1, [1, 1, 1]),
+        cell("Lifelist", f"{serving_report.R32} × 32", 8, [190, 190, 190]),
+        cell("Lifelist", f"{serving_report.R32_PNG} × 32", 64, [150, 150, 150]),
         cell("Lifelist", serving_report.R18, 1, [1, 1, 1]),
         cell("Lifelist", serving_report.R18, 8, [18, 18, 18]),
         cell("Lifelist", serving_report.R18, 32, [17, 17, 17]),
     ],
     "raw": {
         serving_report.R32: [{"images_per_second": 200, "way": "2 sessions × 1 thread", "batch": 8}] * 3,
+        **{
+            case: [{"images_per_second": 200, "way": "2 sessions × 1 thread", "batch": 32}] * 3
+            for case in (serving_report.R32_PNG, *serving_report.BATCHES[:2])
+        },
         serving_report.R18: [{"images_per_second": 20, "way": "2 sessions × 1 thread", "batch": 8}] * 3,
     },
     "how": {"a peer": "base64 in JSON"},
@@ -152,14 +155,33 @@ FACTS: dict[str, Any] = {
 def test_the_line_has_the_median_of_ratios_and_of_clients_the_worst() -> None:
     assert serving_report.line(FACTS) == {
         "resnet18_fp32_of_raw": 0.85,  # one lone client does not count
-        "resnet32_of_uvicorn": 0.95,
-        "resnet32_of_best_peer": 1.9,
-        "lone_client_latency_of_uvicorn": 1.2,
+        "resnet32_of_uvicorn": 0.9,  # of tensors 0.95, of PNG files 0.9
+        "resnet32_of_best_peer": 1.1,  # of those that gave right answers
+        "batch32_of_raw": 0.75,  # of tensors 0.95
+        "lone_client_latency_of_uvicorn": 1.3,
+        "errors": len(FACTS["cells"]),  # one in each, whoever made it
     }
 
 
+def test_both_kinds_of_single_images_are_shown_beside_the_bar() -> None:
+    text = serving_report.page(FACTS, "rates.png", "lifelist bench serving")
+    each = "resnet32 fp32, tensor, 8, 0.95; resnet32 fp32, PNG 32×32, 32, 0.90"
+    assert f"| resnet32_of_uvicorn | ≥ 0.95 | 0.90 | {each} |" in text
+
+
+def test_the_cases_are_the_grid_that_the_bars_are_about() -> None:
+    """One image and 32 images of each kind; Lifelist at 1, 8, 32 and 64 clients; what is compared, at the same."""
+    names = [case.name for case in serving.CASES]
+    assert {*serving_report.SINGLE, *serving_report.BATCHES, serving_report.R18, serving_report.R18_INT8} == {*names}
+    for case in serving.CASES:
+        assert {*case.bare, *case.peers} <= {*case.clients}
+        assert case.clients == ((1, 8) if case.name == f"{serving_report.R18} × 32" else (1, 8, 32, 64))
+        if case.name in serving_report.SINGLE:
+            assert case.bare == case.clients
+
+
 def spell(requests: int, p99_ms: float) -> load.Load:
-    return load.Load(requests, 10.0, 0, 1.0, p99_ms, 0.1)
+    return load.Load(requests, requests, 10.0, 0, 1.0, p99_ms, 0.1)
 
 
 def test_learning_beside_serving_is_in_the_line_and_on_the_page() -> None:
@@ -200,6 +222,7 @@ def test_the_page_shows_every_cell(tmp_path: Any) -> None:
     assert "| Lifelist | 8 | 95 | 60 … 100 | 0.47 | 1.0 | 2.0 | 1 | 0.10 |" in text
     assert "| raw ONNX Runtime (2 sessions × 1 thread, batch 8) |  | 200 | 200 … 200 | 1.00 |" in text
     assert "a peer, base64 in JSON" in text
+    assert ("a broken peer", "32", "0") in [row[:3] for row in serving_report.rows(FACTS, serving_report.R32_PNG)]
     serving_report.rates_picture(tmp_path / "rates.png", FACTS)
     assert (tmp_path / "rates.png").stat().st_size > 5000
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 FOLDER = Path(os.environ["MODEL_FOLDER"])  # model.onnx, and about.json: what the version says of itself
 ABOUT = json.loads((FOLDER / "about.json").read_text())
+MOST = 64  # images in one run of the graph
 SIZE, RESIZE_TO, CLASSES = ABOUT["size"], ABOUT["resize_to"], ABOUT["classes"]
 
 
@@ -38,7 +39,8 @@ def pixels(body: bytes) -> Any:
 
 def best(opened: Any, images: Any) -> list[dict[str, Any]]:
     """The best class of each of N×S×S×3 images."""
-    (logits,) = opened.run(["logits"], {"images": images})
+    runs = [opened.run(["logits"], {"images": images[k : k + MOST]})[0] for k in range(0, len(images), MOST)]
+    logits = np.concatenate(runs)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores = weights / weights.sum(axis=1, keepdims=True)
     found = scores.argmax(axis=1)
