@@ -19,7 +19,7 @@ Pixels = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ANY = "JPEG, PNG or WebP"
 LONGEST = 8  # times the shorter side; an image longer than that is cut to it, about its middle, before resizing
-KEPT_BLOCKS = 8  # of memory, for the next images, of 16 MiB each at most; new ones cost a third of a photo's time
+KEPT_BLOCKS = 8  # of memory, of 16 MiB at most, for the next images: to have them anew is a third of a photo's time
 
 Image.core.set_blocks_max(KEPT_BLOCKS)  # type: ignore[attr-defined]  # Pillow's "block allocator"
 
