@@ -38,9 +38,9 @@ function done(summary, latency)
   local e = summary.errors
   io.write(string.format(
     '\nJSON {"requests": %d, "microseconds": %d, "wrong": %d, "failed": %d, ' ..
-    '"socket_errors": %d, "p50": %f, "p99": %f, "mean": %f}\n',
+    '"socket_errors": %d, "p50": %f, "p99": %f}\n',
     summary.requests, summary.duration, wrong, failed, e.connect + e.read + e.write + e.timeout,
-    latency:percentile(50), latency:percentile(99), latency.mean))
+    latency:percentile(50), latency:percentile(99)))
 end
 """
 
@@ -55,7 +55,6 @@ class Load:
     p50_ms: float
     p99_ms: float
     generator_cores: float  # that wrk itself kept busy
-    mean_ms: float
 
     @property
     def requests_per_second(self) -> float:
@@ -114,7 +113,6 @@ def run(
         p50_ms=found["p50"] / 1000,
         p99_ms=found["p99"] / 1000,
         generator_cores=busy / took,
-        mean_ms=found["mean"] / 1000,
     )
 
 

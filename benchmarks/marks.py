@@ -2,7 +2,7 @@
 
 Ray Serve is told to put `middleware` around the HTTP server of each replica in place of serving/direct.py's (stages.py
 does that, and nothing else does). It answers PATH itself: `?on` begins to time the functions that make the stages,
-`?off` ends that, and both tell what has come together since the latest `?on`. Before and after the code runs as it is.
+`?off` ends that, and both tell what has come together since the latest `?on`. Before and after, nothing is timed.
 """
 
 import json
@@ -31,7 +31,17 @@ _spent: ContextVar[Spent] = ContextVar("spent")  # of the query that this task a
 
 
 def middleware() -> list[Middleware]:
-    """What Ray Serve puts around the HTTP server of each replica: Direct, and around that the marks."""
+    """What Ray Serve puts around the HTTP server of each replica: Direct, and around that the marks.
+
+    From here on a request knows when it began. That cannot wait for `?on`: connections keep the functions they have.
+    """
+    begin = HttpToolsProtocol.on_message_begin
+
+    def begun(protocol: Any) -> None:
+        begin(protocol)
+        protocol.scope[BEGAN] = time.perf_counter()
+
+    HttpToolsProtocol.on_message_begin = begun  # type: ignore[method-assign, assignment]
     return [*direct.middleware(), Middleware(Marked)]
 
 
@@ -50,7 +60,6 @@ class Marks:
         self._thread = threading.local()
         self._patches = ExitStack()
         for owner, name, timed in (
-            (HttpToolsProtocol, "on_message_begin", self._begun),
             (Body, "images", self._awaited("body")),
             (classify, "_pixels", self._pixels),
             (classify, "_decoded", self._decoded),
@@ -67,9 +76,7 @@ class Marks:
         self._patches.close()
 
     async def follow(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let `app` answer a query, and count what it spent. One that came before the marks, or that got no answer,
-        does not count.
-        """
+        """Let `app` answer a query, and count what it spent, unless nothing could be sent."""
         entered, ended = time.perf_counter(), 0.0
         spent = Spent(float)
         _spent.set(spent)
@@ -82,19 +89,12 @@ class Marks:
             spent["sending"] += ended - began
 
         await app(scope, receive, sending)
-        if BEGAN in scope and ended:
+        if ended:
             spent["parsing"] = entered - scope[BEGAN]
             spent["layers"] = ended - scope[BEGAN] - sum(spent.values())  # whatever is in none of the stages
             self.queries += 1
             for stage, seconds in spent.items():
                 self.spent[stage] += seconds
-
-    def _begun(self, inner: Callable[[Any], None]) -> Callable[[Any], None]:
-        def on_message_begin(protocol: Any) -> None:
-            inner(protocol)
-            protocol.scope[BEGAN] = time.perf_counter()
-
-        return on_message_begin
 
     def _awaited(self, stage: str) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
         def timed(inner: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

@@ -65,7 +65,6 @@ def test_every_answer_of_a_load_is_read(url: str) -> None:
     assert found.errors == 0
     assert found.requests == pytest.approx(Handler.number, abs=3)  # those under way at the end
     assert 0 < found.p50_ms <= found.p99_ms < 1000
-    assert found.mean_ms == pytest.approx(2000 / found.requests_per_second, rel=0.3)  # two clients
     assert 0 < found.generator_cores < 1.1
 
 
@@ -160,7 +159,7 @@ def test_the_line_has_the_median_of_ratios_and_of_clients_the_worst() -> None:
 
 
 def spell(requests: int, p99_ms: float) -> load.Load:
-    return load.Load(requests, 10.0, 0, 1.0, p99_ms, 0.1, 1.0)
+    return load.Load(requests, 10.0, 0, 1.0, p99_ms, 0.1)
 
 
 def test_learning_beside_serving_is_in_the_line_and_on_the_page() -> None:

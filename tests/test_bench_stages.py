@@ -24,8 +24,8 @@ def test_the_stages_of_a_query_add_up_to_its_latency() -> None:
         found, latency = cell["stages_us"], cell["latency_us"]
         assert cell["errors"] == 0
         assert sum(found.values()) == pytest.approx(latency)
-        # each client asks again at once: so the rate tells the latency, and neither knows of the marks
-        assert latency == pytest.approx(1e6 * cell["clients"] / cell["requests_per_second"], rel=0.2)
+        # the whole is known from the rate alone, since each client asks again at once; some were unanswered at the end
+        assert latency == pytest.approx(1e6 * cell["clients"] / cell["requests_per_second"], rel=0.02)
         # whatever is counted twice, or outside of where it belongs, makes what is left of the whole negative
         inside = {name: us for name, us in found.items() if name not in ("sockets", "proxy")}
         assert min(inside.values()) >= 0, inside
@@ -33,7 +33,7 @@ def test_the_stages_of_a_query_add_up_to_its_latency() -> None:
         assert 0.1 * latency < found["model"] < 0.95 * latency
         assert (found["decode"] > 5) == (cell["case"] == PNG.name)
         cores = cell["cores_us"]
-        assert min(cores[who] for who in ("generator", "proxy", "loop", "lanes", "others")) > 1
+        assert min(cores[who] for who in ("generator", "proxy", "loop", "lanes", "others")) > 1, cores
         assert (cores["decoders"] > 5) == (cell["case"] == PNG.name)
         assert cores["nobody"] > -0.05 * sum(cores.values())  # no more was spent than there is
     assert 0 < sum(facts["idle_cores"].values()) < 2
