@@ -221,6 +221,40 @@ def serving(
 
 
 @bench.command()
+@click.option("--cases", default="", help="Only those whose name has this in it: resnet32, PNG, int8 …")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--seconds", type=click.FloatRange(1), default=5.0, show_default=True, help="Of each load.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the page and the picture go.")
+@json_option
+@click.pass_obj
+def stages(resolved: Resolved, cases: str, repeats: int, seconds: float, folder: Path | None, as_json: bool) -> None:
+    """Where the time of a query goes, from the generator through HAProxy and the replica and back, and the cores'.
+
+    Makes a page, a picture and results.json. The load comes from wrk. The last line is one of JSON.
+    """
+    from lifelist.benchmarks import stages as by_stage
+    from lifelist.benchmarks import stages_report as report
+
+    chosen = [case for case in by_stage.CASES if cases in case.name]
+    if not chosen:
+        names = "; ".join(case.name for case in by_stage.CASES)
+        raise BadInput(f"no case has {cases!r} in its name; there are {names}")
+    place = folder or resolved.settings.home / "bench" / "stages"
+    place.mkdir(parents=True, exist_ok=True)
+    facts = by_stage.measure(by_stage.Asked(cases=chosen, repeats=repeats, seconds=seconds), note)
+    report.shares_picture(place / "stages.png", facts)
+    (place / "README.md").write_text(report.page(facts, "stages.png", _command(folder)))
+    (place / "results.json").write_text(json.dumps(facts, indent=1))
+    if not as_json:
+        for clients in sorted({cell["clients"] for cell in facts["cells"]}):
+            click.echo(f"clients: {clients}, µs")
+            click.echo(table(report.titles(facts, "stage"), report.stage_rows(facts, clients)) + "\n")
+            click.echo(table(report.titles(facts, "who"), report.core_rows(facts, clients)) + "\n")
+        click.echo(table(report.IDLE_TITLES, report.idle_rows(facts)) + f"\n\nThe page: {place / 'README.md'}\n")
+    click.echo(json.dumps(report.line(facts)))
+
+
+@bench.command()
 @click.option("--swaps", type=click.IntRange(2), default=200, show_default=True, help="With each count of replicas.")
 @click.option("--clients", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--replicas", default="1,2", show_default=True, help="Counts of replicas.")

@@ -19,6 +19,9 @@ Pixels = npt.NDArray[np.uint8]
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ANY = "JPEG, PNG or WebP"
 LONGEST = 8  # times the shorter side; an image longer than that is cut to it, about its middle, before resizing
+KEPT_BLOCKS = 8  # of memory, of 16 MiB at most, for the next images: to have them anew is a third of a photo's time
+
+Image.core.set_blocks_max(KEPT_BLOCKS)  # type: ignore[attr-defined]  # Pillow's "block allocator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _fitted(image: Image.Image, preprocess: Preprocess) -> Pixels:
-    """Shorter side to `resize_to`, centre crop to `size`."""
+    """Shorter side to `resize_to`, centre crop to `size`.
+
+    All of it is resized, although the crop drops a part: given that part's box, Pillow places edges in float32 and may
+    take rows before columns, so that values come out differently from torchvision's.
+    """
     image = _centre(image, *(min(side, LONGEST * min(image.size)) for side in image.size))
     width, height = image.size
     short, target = min(width, height), preprocess.resize_to

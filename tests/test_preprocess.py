@@ -16,7 +16,7 @@ from PIL import Image
 
 from lifelist.exporter.errors import BadImage, BadManifest, TooLarge
 from lifelist.exporter.manifest import Preprocess
-from lifelist.exporter.preprocess import ImageLimits, decode, fit
+from lifelist.exporter.preprocess import KEPT_BLOCKS, ImageLimits, decode, fit
 
 SMALL = Preprocess(size=32, resize_to=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 LARGE = Preprocess(size=56, resize_to=64, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
@@ -73,6 +73,17 @@ def test_the_same_file_gives_the_same_pixels_in_every_run() -> None:
     ramp = np.add.outer(np.arange(100), np.arange(90))[..., None] * np.array([1, 2, 3])
     found = hashlib.sha256(decode(file((ramp % 256).astype(np.uint8)), LARGE).tobytes()).hexdigest()
     assert found == "582de282d4adbee262002f12871b6f783c5322c2cab7fc37c6e599f77c01413b"
+
+
+def test_memory_of_one_image_is_used_for_the_next() -> None:
+    data = file(noise(375, 500), "JPEG")
+    decode(data, LARGE)
+    before = Image.core.get_stats()
+    decode(data, LARGE)
+    after = Image.core.get_stats()
+    assert after["reused_blocks"] > before["reused_blocks"]
+    assert after["allocated_blocks"] == before["allocated_blocks"]
+    assert after["blocks_cached"] <= KEPT_BLOCKS
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
