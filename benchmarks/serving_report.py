@@ -183,12 +183,12 @@ def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
     yield ""
     yield (
         f"Images answered each second, median of {facts['repeats']} interleaved repeats of {facts['seconds']:g} s a "
-        "cell (two or three times as long where requests have 32 images), each server started anew for each. The limit "
-        "is ONNX Runtime in a loop on the same cores, decoding included. Every answer was held against the limit's: an "
-        "error is an answer of another status or class, or a connection that failed, and only right answers count. The load comes from wrk on the same cores, whose own "
-        "use of them is shown; top class only, in JSON. Other servers are measured at fewer counts of clients, so that "
-        "all fit into one run. Ratios of rates are of more than one client; the one of latency is a lone client's, its "
-        f"median. Errors in all: {errors(facts)}."
+        "cell, longer where requests have 32 images, each server started anew for each. The limit is ONNX Runtime in a "
+        "loop on the same cores, decoding included. Every answer was held against the limit's: an error is an answer "
+        "of another status or class, or a connection that failed, and only right answers count. The load comes from "
+        "wrk on the same cores, whose own use of them is shown; top class only, in JSON. Other servers are measured at "
+        "fewer counts of clients, so that all fit into one run. Ratios of rates are of more than one client; the one "
+        f"of latency is a lone client's, its median. Errors in all: {errors(facts)}."
     )
     yield ""
     yield from markdown(BAR_TITLES, bar_rows(facts))
