@@ -46,7 +46,7 @@ def stage_rows(facts: Facts, clients: int) -> list[tuple[str, ...]]:
     """Microseconds of a query by stage, and what they come to."""
     cells = _cells(facts, clients)
     found = _rows("stages_us", STAGES, cells)
-    found.append(("**latency**", *(f"**{cell['latency_us']:,.0f}**" for cell in cells)))
+    found.append(("latency", *(f"{cell['latency_us']:,.0f}" for cell in cells)))
     low_high = [[f"{value:,.0f}" for value in cell["latency_spread_us"]] for cell in cells]
     found.append(("least … most of the repeats", *(" … ".join(pair) for pair in low_high)))
     return [*found, *_rates(cells)]
@@ -57,14 +57,14 @@ def core_rows(facts: Facts, clients: int) -> list[tuple[str, ...]]:
     cells = _cells(facts, clients)
     return [
         *_rows("cores_us", WHO, cells),
-        ("**all cores**", *(f"**{sum(cell['cores_us'].values()):,.0f}**" for cell in cells)),
+        ("all cores", *(f"{sum(cell['cores_us'].values()):,.0f}" for cell in cells)),
     ]
 
 
 def idle_rows(facts: Facts) -> list[tuple[str, str]]:
     """What each process takes of the cores while nobody asks."""
     found = [(name, f"{share:.3f}") for name, share in facts["idle_cores"].items()]
-    return [*found, ("**all**", f"**{sum(facts['idle_cores'].values()):.3f}**")]
+    return [*found, ("all", f"{sum(facts['idle_cores'].values()):.3f}")]
 
 
 def _rows(what: str, names: Mapping[str, str], cells: Sequence[Cell]) -> list[tuple[str, ...]]:
