@@ -192,7 +192,7 @@ def serving(
     from lifelist.benchmarks.contenders import BARE, LIFELIST
     from lifelist.benchmarks.peers import contenders
 
-    place = folder or resolved.settings.home / "bench" / "serving"
+    place = (folder or resolved.settings.home / "bench" / "serving").absolute()  # servers run in folders of their own
     place.mkdir(parents=True, exist_ok=True)
     chosen = [case for case in speed.CASES if cases in case.name]
     if not chosen and cases not in beside.CASE:
@@ -239,7 +239,7 @@ def stages(resolved: Resolved, cases: str, repeats: int, seconds: float, folder:
     if not chosen:
         names = "; ".join(case.name for case in by_stage.CASES)
         raise BadInput(f"no case has {cases!r} in its name; there are {names}")
-    place = folder or resolved.settings.home / "bench" / "stages"
+    place = (folder or resolved.settings.home / "bench" / "stages").absolute()
     place.mkdir(parents=True, exist_ok=True)
     facts = by_stage.measure(by_stage.Asked(cases=chosen, repeats=repeats, seconds=seconds), note)
     report.shares_picture(place / "stages.png", facts)

@@ -221,9 +221,10 @@ def _rest_after(module: Any, images: Any, output: Any) -> None:
     A core takes over what waits for another one only when it has nothing to do, and with a trainer that never stops it
     always has: what serves would wait for the next tick of the scheduler, milliseconds.
     """
-    time.sleep(REST_S)
-    if getattr(output, "requires_grad", False):
-        output.register_hook(lambda gradient: time.sleep(REST_S))
+    if getattr(output, "is_cpu", False):  # a GPU would wait for the rests
+        time.sleep(REST_S)
+        if output.requires_grad:
+            output.register_hook(lambda gradient: time.sleep(REST_S))
 
 
 def _gpus() -> int:
