@@ -69,7 +69,7 @@ def picture(path: Path, facts: Facts) -> None:
                 figures = [part[side][share] for part in course["latency"]]
                 left.plot(swaps, figures, style, color=colour, marker=".", label=f"{SIDES[side]}, p{share}")
         left.set(title=f"{_replicas(count)}: latency", ylabel="ms", xlabel="swaps", ylim=(0, None))
-        left.legend()
+        left.legend(loc="lower right")
         memory = [size / 2**20 for size in course["rss_bytes"]]
         right.plot(range(1, len(memory) + 1), memory)
         right.set(title=f"{_replicas(count)}: resident memory", ylabel="MiB", xlabel="swaps", ylim=(0, None))

@@ -1,9 +1,9 @@
-"""What was tried on the hot path and is not in it: other JSON serialisers, and ONNX Runtime's I/O binding.
+"""What was tried on the hot path and is not in it: other JSON serialisers, ONNX Runtime's I/O binding, and OpenVINO.
 
     python -m lifelist.benchmarks.tried
 
-Prints a table in Markdown: microseconds, the median of many. Serialisers that are not installed are left out: pip
-install orjson msgspec.
+Prints a table in Markdown: microseconds, the median of many. What is not installed is left out: pip install orjson
+msgspec openvino.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from lifelist.benchmarks import models
 from lifelist.benchmarks.accuracy_report import markdown
 from lifelist.benchmarks.machine import machine
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS
+from lifelist.exporter.preprocess import Pixels
 from lifelist.exporter.registry import Registry
-from lifelist.exporter.session import load
+from lifelist.exporter.session import INT8, MODEL, load, open_session
 
 ROUNDS, AT_ONCE = 200, 20
 Row = tuple[str, str, float]  # what, how, microseconds
@@ -81,6 +82,25 @@ def runs(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield "run_with_iobinding, bound once to the same image", again
 
 
+def runtimes(model: models.Model, file: str, precisions: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A run of one image by one thread: of ONNX Runtime, and of OpenVINO in each of these precisions of its own."""
+    registry = Registry(model.registry)
+    graph = registry.read(registry.manifest(model.version), file)
+    session, _ = open_session(graph, threads=1, provider="cpu")
+    image = model.pixels[:1]
+    yield "ONNX Runtime, as it is", lambda: session.run([LOGITS], {INPUT: image})[0]
+    with contextlib.suppress(ModuleNotFoundError):
+        core = importlib.import_module("openvino").Core()
+        for precision in precisions:
+            hints = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": precision}
+            asked = core.compile_model(core.read_model(graph), "CPU", hints).create_infer_request()
+            yield f"OpenVINO, {precision}", partial(_inferred, asked, image)
+
+
+def _inferred(asked: Any, image: Pixels) -> Any:
+    return asked.infer({INPUT: image})[LOGITS]
+
+
 def measure() -> list[Row]:
     """Everything, each in turn with the others of its kind."""
     found: list[Row] = []
@@ -93,7 +113,19 @@ def measure() -> list[Row]:
         found += [(f"an answer of top_k {top_k} as JSON", how, took) for how, took in timed.items()]
     with tempfile.TemporaryDirectory() as folder:
         timed = _microseconds(dict(runs(Path(folder))), 1)
-    return found + [("ResNet-32, one image", how, took) for how, took in timed.items()]
+        found += [("ResNet-32, one image", how, took) for how, took in timed.items()]
+        small, large = models.resnet32(Path(folder)), models.resnet18(Path(folder))
+        for model, file, precisions in (
+            (small, MODEL, ("f32", "bf16")),
+            (large, MODEL, ("f32", "bf16")),
+            (large, INT8, ("f32",)),
+        ):
+            networks = dict(runtimes(model, file, precisions))
+            if len({int(network().argmax()) for network in networks.values()}) > 1:
+                raise AssertionError("a runtime says something else")
+            timed = _microseconds(networks, 1)
+            found += [(f"{model.name}, {file}, one image", how, took) for how, took in timed.items()]
+    return found
 
 
 def _microseconds(ways: Mapping[str, Callable[[], object]], at_once: int) -> dict[str, float]:

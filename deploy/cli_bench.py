@@ -182,7 +182,7 @@ def serving(
 ) -> None:
     """Load this server, the least that one can be, and others, beside ONNX Runtime alone; and this one while it learns.
 
-    Makes a page, a picture and results.json. Takes about 40 minutes with peers and three repeats, of which learning
+    Makes a page, a picture and results.json. Takes about 45 minutes with peers and three repeats, of which learning
     takes seven. Peers are installed from the package index, each in an environment of its own. The load comes from wrk.
     The last line is one of JSON.
     """

@@ -52,7 +52,7 @@ class Status:
     pinned: tuple[int, ...] = ()  # of those held: the ones that no swap lets go
 
 
-REST_S = 0.03  # between pieces of the work of loading, each of 10 ms or so: those who wait are answered in between
+REST_S = 0.04  # between pieces of the work of loading, each of 10 ms or so: those who wait are answered in between
 Load = Callable[[int, Loaded | None], Loaded]  # (version, one to share the session of) -> ready to answer
 
 
@@ -60,7 +60,7 @@ def loader(registry: Registry, options: ServingOptions, threads: int, lanes: int
     """Loads a version verified and warm. Blocks; for threads. Beside one that answers it takes rests."""
 
     def load(version: int, share: Loaded | None) -> Loaded:
-        rest = partial(time.sleep, REST_S if share else 0)
+        rest = partial(time.sleep, REST_S * options.replicas if share else 0)  # replicas load at the same time
         loaded = session.load(
             registry,
             version,
