@@ -204,8 +204,9 @@ class Marked:
         found = {
             "process_id": os.getpid(),
             "port": scope["server"][1],
-            "threads": {thread.native_id: thread.name for thread in threading.enumerate()},
-            "loop": threading.get_native_id(),
+            # the one that runs this was made by Ray, and threading need not know it
+            "threads": {thread.native_id: thread.name for thread in threading.enumerate()}
+            | {threading.get_native_id(): "loop"},
             "queries": marks.queries if marks else 0,
             "seconds": dict(marks.spent) if marks else {},
         }

@@ -177,12 +177,20 @@ def served(model: Model, precision: str) -> Iterator["Server"]:
             yield Server(url, folder)
 
 
+PATIENCE_S = 30
+
+
 class Server:
     """What runs, as its marks and the kernel see it."""
 
     def __init__(self, url: str, mark: str) -> None:
         self.url, self.mark = url, mark
-        told = self._ask("")
+        deadline = time.monotonic() + PATIENCE_S
+        # until HAProxy knows of the replica, Ray's own proxy answers, which has the marks as well but no lanes
+        while "versions_0" not in (told := self._ask(""))["threads"].values():
+            if time.monotonic() > deadline:
+                raise Failed(f"{url} is not answered by a replica of the classifier, but by process {told['process_id']}")
+            time.sleep(0.1)
         self.replica: int = told["process_id"]
         self.direct_url = f"http://127.0.0.1:{told['port']}"
 
@@ -207,9 +215,8 @@ class Server:
             if process == self.replica:
                 for thread, name in told["threads"].items():
                     of_thread = _of_thread(process, int(thread))
-                    kinds = {"decode": "decoders", "model": "lanes"}
-                    who = "loop" if int(thread) == told["loop"] else kinds.get(name.split("_")[0], "rest")
-                    found[who] += of_thread
+                    kinds = {"loop": "loop", "decode": "decoders", "model": "lanes"}
+                    found[kinds.get(name.split("_")[0], "rest")] += of_thread
                     seconds -= of_thread
                 found["rest"] += seconds
             else:

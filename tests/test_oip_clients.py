@@ -564,11 +564,16 @@ def test_a_call_that_its_client_cancels_is_counted_and_leaves_nothing_behind(ser
     given_up = 'lifelist_grpc_requests_total{code="CANCELLED",method="ModelInfer"'
     before = counted(server, given_up)
     request = service_pb2.ModelInferRequest(model_name=MODEL)
-    row = request.inputs.add(name="image_bytes", datatype="BYTES", shape=[10])
-    row.contents.bytes_contents.extend([flat((6000, 6000))] * 10)  # seconds of decoding
+    row = request.inputs.add(name="image_bytes", datatype="BYTES", shape=[30])
+    row.contents.bytes_contents.extend([flat((6000, 6000))] * 30)  # seconds of decoding
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
         call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(request)
-        eventually(lambda: counted(server, "lifelist_inflight_requests") == 1)
+
+        def under_way() -> bool:
+            assert not call.done(), call.code()
+            return counted(server, "lifelist_inflight_requests") == 1
+
+        eventually(under_way)
         assert call.cancel()
         eventually(lambda: held(server) == 0)
     assert counted(server, given_up) == before + 1
