@@ -189,7 +189,7 @@ class Server:
         # until HAProxy knows of the replica, Ray's own proxy answers, which has the marks as well but no lanes
         while "versions_0" not in (told := self._ask(""))["threads"].values():
             if time.monotonic() > deadline:
-                raise Failed(f"{url} is not answered by a replica of the classifier, but by process {told['process_id']}")
+                raise Failed(f"{url} is answered by process {told['process_id']}, and by no replica")
             time.sleep(0.1)
         self.replica: int = told["process_id"]
         self.direct_url = f"http://127.0.0.1:{told['port']}"
