@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from lifelist.benchmarks.models import Model
 from lifelist.exporter.errors import Failed
 
 RAW_BATCHES = (1, 8, 32)  # the limit is the best of these
+SETTLE_S = 5  # for what a server still loads behind its first answer
 WARM_S = 1
 CHECK_S = (1, 5, 30)  # one client asks for so many seconds; if that is too short for an answer, for more
 
@@ -114,6 +116,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
                     if not any(case.counts(contender) for case in cases):
                         continue
                     with started(contender, made[model], precision) as url:
+                        time.sleep(SETTLE_S)
                         for case in cases:
                             query = Query(url, contender, made[model], case, repeat, raw[case.name][-1]["classes"])
                             if repeat == 0:
