@@ -106,10 +106,11 @@ def picture(file: Path, rows: Sequence[Minute]) -> None:
     minutes = [row.number for row in rows]
     upper.plot(minutes, [row.p99_ms for row in rows], label="p99")
     upper.plot(minutes, [row.p50_ms for row in rows], label="median")
-    upper.set(ylabel="milliseconds", ylim=(0, None))
+    upper.set(ylabel="milliseconds", ylim=(0, 1.1 * max(row.p99_ms for row in rows)))
     upper.legend()
-    lower.plot(minutes, [row.memory_bytes / 2**20 for row in rows])
-    lower.set(ylabel="MiB of the processes that answer", xlabel="minute, with a swap in each", ylim=(0, None))
+    memory = [row.memory_bytes / 2**20 for row in rows]
+    lower.plot(minutes, memory)
+    lower.set(ylabel="MiB that replicas have", xlabel="minute, with a swap in each", ylim=(0, 1.1 * max(memory)))
     figure.savefig(file, dpi=120)
 
 

@@ -116,6 +116,17 @@ def test_a_head_past_its_limit_is_refused(tight: Server, path: str) -> None:
         assert http.get(path, headers={"X-Long": "x" * 4096}).status_code == 400
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/classes"])
+@pytest.mark.parametrize(("lines", "statuses"), [(500, (200, 405)), (501, (400,))])
+def test_a_head_of_more_lines_than_500_is_refused(
+    server: Server, path: str, lines: int, statuses: tuple[int, ...]
+) -> None:
+    top = "".join(["Host: here\r\n", "Connection: close\r\n", *["a:\r\n"] * (lines - 2)])
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\n{top}\r\n".encode())
+        assert said(connection)[0] in statuses
+
+
 def test_more_than_a_day_holds_is_put_off(tight: Server) -> None:
     part = {"files": form(padded(49_000)), "headers": {}}
     statuses = []
