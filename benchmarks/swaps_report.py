@@ -72,7 +72,9 @@ def picture(path: Path, facts: Facts) -> None:
         left.legend(loc="lower right")
         memory = [size / 2**20 for size in course["rss_bytes"]]
         right.plot(range(1, len(memory) + 1), memory)
-        right.set(title=f"{_replicas(count)}: resident memory", ylabel="MiB", xlabel="swaps", ylim=(0, 1.1 * max(memory)))
+        right.set(
+            title=f"{_replicas(count)}: resident memory", ylabel="MiB", xlabel="swaps", ylim=(0, 1.1 * max(memory))
+        )
         for axis in (left, right):
             axis.grid(alpha=0.3)
     plot.savefig(path)
