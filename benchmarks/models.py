@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from lifelist.exporter import graph, index, session
+from lifelist.exporter import answering, graph, index, session
 from lifelist.exporter.fold import unit
 from lifelist.exporter.manifest import ClassEntry, Int8, Manifest, Preprocess
 from lifelist.exporter.preprocess import Pixels, decode
@@ -104,7 +104,7 @@ def _publish(
     entries = tuple(ClassEntry(first_id + k, f"picture {first_id + k}", "trained", 0) for k in range(classes))
     files = {
         session.MODEL: fp32,
-        session.MEANS: index.build([entry.id for entry in entries], unit(features[:classes])),
+        answering.MEANS: index.build([entry.id for entry in entries], unit(features[:classes])),
     }
     draft = Manifest(
         version=0,

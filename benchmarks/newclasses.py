@@ -18,7 +18,7 @@ import torch
 
 from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.protocols import order
-from lifelist.exporter import fold, graph, index, session
+from lifelist.exporter import answering, fold, graph, index, session
 from lifelist.exporter.fold import Floats, unit
 from lifelist.exporter.manifest import ClassEntry, Manifest, Preprocess
 from lifelist.exporter.provisional import HeldOut, Provisional
@@ -92,7 +92,7 @@ def measure(asked: Asked, folder: Path, tell: Tell, on_event: Callable[[Event], 
     tell("asks the version about all test and held-out images")
     test = _said(loaded, dataset, roles == TEST)
     gate = _said(loaded, dataset, (roles == GATE) & torch.isin(dataset.images.labels, torch.tensor(learned.class_ids)))
-    held = HeldOut(gate.embedding, gate.logits.max(axis=1), known[gate.logits.argmax(axis=1)] == gate.labels)
+    held = HeldOut(gate.embedding, gate.logits, known, gate.labels, np.zeros((len(gate.labels), 0), np.float32))
     is_known = np.isin(test.labels, known)
     left_out = [c for c in range(len(dataset.names)) if c not in known]
     facts: Facts = {
@@ -185,7 +185,7 @@ def _version(asked: Asked, dataset: Dataset, learned: Learned, place: Path) -> s
     )
     files = {
         session.MODEL: graph.export(network, weight=weight, bias=bias, preprocess=preprocess),
-        session.MEANS: index.build(learned.class_ids, learned.means.numpy()),
+        answering.MEANS: index.build(learned.class_ids, learned.means.numpy()),
     }
     registry = Registry(str(place))
     return session.load(registry, registry.publish(draft, files).version, provider="cpu")

@@ -21,8 +21,9 @@ from lifelist.deploy.workshop import (
     Workshop,
     learned_images,
 )
-from lifelist.exporter import fold, graph, index, session
+from lifelist.exporter import answering, fold, graph, index, session
 from lifelist.exporter.errors import Failed, Moved
+from lifelist.exporter.imagery import looks
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Int8, Manifest, Parity, Preprocess
 from lifelist.exporter.provisional import HeldOut
@@ -34,7 +35,7 @@ from lifelist.training.network import Network
 from lifelist.training.options import TrainingOptions
 
 BATCH = 64  # images
-MOST_HELD = 2000  # images are enough to see what a row takes from the others
+MOST_HELD, MOST_NUMBERS = 2000, 2**22  # images, and logits of them, are enough to see what a row takes from the others
 
 
 def export(workshop: Workshop, rollout: Rollout) -> Manifest:
@@ -53,7 +54,7 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
     }
     files = {
         session.MODEL: graph.export(network, weight=weight, bias=bias, preprocess=preprocess),
-        session.MEANS: index.build(learned.class_ids, learned.means.numpy()),
+        answering.MEANS: index.build(learned.class_ids, learned.means.numpy()),
         CHECKPOINT: learned.checkpoint,
         EXEMPLARS: json.dumps(memory).encode(),
         EVALUATION: json.dumps(learned.evaluation).encode(),
@@ -95,11 +96,12 @@ def _gone(parent: Manifest, learned: Learned) -> tuple[ClassEntry, ...]:
 
 
 def _held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
-    """What the graph says to gate images, at most MOST_HELD, of all classes alike; None if there are none."""
+    """What the graph says to gate images, of all classes alike; None if there are none."""
     gate = (task.roles == GATE).nonzero()[:, 0]
     if not len(gate):
         return None
-    chosen = gate[torch.linspace(0, len(gate) - 1, min(MOST_HELD, len(gate))).round().long()]
+    most = min(MOST_HELD, max(1, MOST_NUMBERS // len(learned.class_ids)), len(gate))
+    chosen = gate[torch.linspace(0, len(gate) - 1, most).round().long()]
     images = task.images.take(chosen)
     graph_session, _ = session.open_session(model, provider="cpu")
     parts = []
@@ -107,8 +109,8 @@ def _held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
         batch = images.pixels[start : start + BATCH].numpy()
         parts.append(graph_session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(batch)}))
     logits, embedding = (np.concatenate(part) for part in zip(*parts, strict=True))
-    rows = np.array(learned.class_ids)[logits.argmax(axis=1)]
-    return HeldOut(embedding, logits.max(axis=1), rows == images.labels.numpy())
+    seen = looks(images.pixels[:].numpy())
+    return HeldOut(embedding, logits, np.array(learned.class_ids), images.labels.numpy(), seen)
 
 
 def _learned_images(workshop: Workshop, rollout: Rollout, task: Task) -> set[str]:
@@ -147,8 +149,8 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     loaded, live = session.load(candidates, candidate.version), workshop.live
     waiting = enrol.waiting_images(workshop, candidate, live)
     held = enrol.held_out(candidates, candidate)
-    classes, files, known = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live), held)
-    present = {entry.id for entry in classes}
+    said, files = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live), held)
+    present = {entry.id for entry in said["classes"]}
     absent = [entry for entry in live.entries if entry.id not in present] if live else []
     dropped = {entry.id for entry in candidate.former}
     if lost := [entry.name for entry in absent if entry.active and entry.id in dropped]:
@@ -163,13 +165,12 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     draft = dataclasses.replace(
         candidate,
         parent=parent,
-        classes=classes,
-        known_scores=known,
         former=tuple(entry for entry in absent if not entry.active),
         default_answer="nearest_mean" if waiting else candidate.default_answer,
         parity=Parity(**rollout.facts["parity"]),
         int8=int8,
         gate=tuple(Check(**check) for check in rollout.facts["gate"]),
+        **said,
     )
     registry = workshop.registry
     entries = sorted((FileEntry.of(name, data) for name, data in files.items()), key=lambda entry: entry.name)

@@ -150,10 +150,10 @@ def _enrolled_again(workshop: Workshop, draft: Manifest, after: ClassEntry) -> t
     used = enrol.sources(registry, draft)
     loaded, held = session.load(registry, draft.version), enrol.held_out(registry, draft)
     waiting = {**used, after.id: images}
-    classes, files, known = enrol.with_means(workshop, loaded, waiting, used, names(workshop, rest), held)
-    back = replace(classes[-1], name=after.name, aliases=after.aliases)
-    draft = replace(rest, classes=(*classes[:-1], back), known_scores=known, default_answer="nearest_mean")
-    return replace(draft, results={}, gate=()), files
+    said, files = enrol.with_means(workshop, loaded, waiting, used, names(workshop, rest), held)
+    *others, back = said["classes"]
+    said["classes"] = (*others, replace(back, name=after.name, aliases=after.aliases))
+    return replace(rest, default_answer="nearest_mean", results={}, gate=(), **said), files
 
 
 def _publish(registry: Registry, live: Manifest, draft: Manifest, files: Mapping[str, bytes]) -> Manifest:

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypedDict
 
 import numpy as np
 import sqlalchemy as sa
@@ -12,10 +13,11 @@ from lifelist.deploy import examples, tables, withdrawn
 from lifelist.deploy.naming import Names, names
 from lifelist.deploy.records import now
 from lifelist.deploy.workshop import EVALUATION, HELD_OUT, Workshop
-from lifelist.exporter import index, provisional, session
+from lifelist.exporter import answering, index, provisional, session
+from lifelist.exporter.answering import Answering
 from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.fold import Floats, unit
-from lifelist.exporter.manifest import ClassEntry, KnownScores, Manifest, VersionKind
+from lifelist.exporter.manifest import ClassEntry, Confidences, KnownScores, Manifest, VersionKind
 from lifelist.exporter.preprocess import Pixels
 from lifelist.exporter.provisional import HeldOut, Provisional
 from lifelist.exporter.registry import Registry
@@ -29,6 +31,14 @@ TRIES = 20
 BATCH = 64  # images
 
 Sources = Mapping[int, Sequence[str]]  # class id → ids of images
+
+
+class Said(TypedDict):
+    """What a version says of its classes, and of itself beside them: fields of its manifest."""
+
+    classes: tuple[ClassEntry, ...]
+    known_scores: KnownScores | None
+    confidences: Confidences | None
 
 
 def enrol(workshop: Workshop) -> Manifest | None:
@@ -79,17 +89,16 @@ def _publish(workshop: Workshop, live: Manifest, wanted: Sources, used: Sources)
     """What `live` says of itself and holds for its model is taken over; figures and verdict were of other classes."""
     registry = workshop.registry
     loaded, held = session.load(registry, live.version), held_out(registry, live)
-    classes, files, known = with_means(workshop, loaded, wanted, used, names(workshop, live), held)
+    said, files = with_means(workshop, loaded, wanted, used, names(workshop, live), held)
     draft = replace(
         live,
         created_at=now(),
         kind="enrolment",
         parent=live.version,
         default_answer="nearest_mean",
-        classes=classes,
-        known_scores=known,
         results={},
         gate=(),
+        **said,
     )
     shared = [entry for entry in live.files if entry.name not in (*files, EVALUATION)]
     return registry.publish(draft, files, reuse=shared)
@@ -138,12 +147,12 @@ def with_means(
     used: Sources,
     called: Names,
     held: HeldOut | None,
-) -> tuple[tuple[ClassEntry, ...], dict[str, bytes], KnownScores | None]:
-    """(classes, files, known scores) of a version that answers as `loaded` does, and the `waiting` classes by means.
+) -> tuple[Said, dict[str, bytes]]:
+    """(fields of its manifest, files) of a version that answers as `loaded` does, and the `waiting` classes by means.
 
     A mean that `loaded` has of just the same images (`used`) is taken over; the others are computed, with its model.
-    What is said of the classes is what live says (`called`). With `held`, they have provisional rows too, and the
-    known scores are of held-out images beside all these means and rows.
+    What is said of the classes is what live says (`called`). With `held`, they have provisional rows too, and known
+    scores and confidences are of held-out images beside all these means and rows.
     """
     model = loaded.manifest
     known = dict(zip(loaded.means.ids, loaded.means.means(), strict=True))
@@ -164,17 +173,19 @@ def with_means(
     else:
         data = index.build(class_ids, stacked)
     files = {
-        session.MEANS: data,
+        answering.MEANS: data,
         ENROLLED: json.dumps({str(class_id): list(ids) for class_id, ids in waiting.items()}).encode(),
     }
     if held is None:
-        return classes, files, None
+        return {"classes": classes, "known_scores": None, "confidences": None}, files
     rows = None
     if enrolled:
         scale, offset = held.fit(unit(stacked[-len(enrolled) :]), workshop.settings.examples.provisional_loss)
         rows = Provisional(tuple(waiting), scale, offset)
         files[provisional.FILE] = rows.as_bytes()
-    return classes, files, calibrate(held, unit(stacked), rows)
+    made = Answering(manifest=replace(model, classes=classes), means=index.load(data, stacked.shape[1]), provisional=rows)
+    known = calibrate(held, unit(stacked), rows)
+    return {"classes": classes, "known_scores": known, "confidences": made.fitted(held)}, files
 
 
 def held_out(registry: Registry, version: Manifest) -> HeldOut | None:

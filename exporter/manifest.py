@@ -15,6 +15,7 @@ from lifelist.exporter.errors import BadManifest, Corrupt
 
 SCHEMA_VERSION = 1
 QUANTILES = 101
+SURE_POINTS = 51
 _UNSEEN = ("Cc", "Cs")  # Unicode's categories of control characters and of halves of a pair
 
 ClassState = Literal["trained", "enrolled"]  # has a row in the last layer | has a class mean only
@@ -158,6 +159,30 @@ class KnownScores:
 
 
 @dataclass(frozen=True, slots=True)
+class Confidence:
+    """How probable an answer is that looks so sure, as held-out images show (confidence.py)."""
+
+    images: int
+    scale: float  # of what speaks for the classes, before its softmax
+    sure: tuple[float, ...]  # probabilities of the best class that were seen, evenly spread, the least first
+    right: tuple[float, ...]  # at each of them, the share of answers that are right; it rises
+
+    def __post_init__(self) -> None:
+        for name in ("sure", "right"):
+            found = getattr(self, name)
+            if len(found) != SURE_POINTS or list(found) != sorted(found) or not 0 <= found[0] <= found[-1] <= 1:
+                raise BadManifest(f"a confidence has {SURE_POINTS} shares that rise; {name} has {len(found)}: {found}")
+
+
+@dataclass(frozen=True, slots=True)
+class Confidences:
+    """By kind of answer; None: too few held-out images."""
+
+    linear: Confidence | None
+    nearest_mean: Confidence | None
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """One line of the gate: what was asked, what was found."""
 
@@ -188,6 +213,7 @@ class Manifest:
     parity: Parity | None = None
     int8: Int8 | None = None
     known_scores: KnownScores | None = None  # None: made before there were any, or with too few held-out images
+    confidences: Confidences | None = None  # None: the same
     gate: tuple[Check, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)  # hyper-parameters, seeds included
     results: Mapping[str, Any] = field(default_factory=dict)  # held-out data: {"linear": {…}, "nearest_mean": {…}}

@@ -53,11 +53,29 @@ class Provisional:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOut:
-    """What a graph says to N images that it was not trained on."""
+    """What a graph says to N images that it was not trained on, and how they look."""
 
     embedding: Floats  # N×D, unit rows
-    best: Floats  # N: the largest logit
-    right: npt.NDArray[np.bool_]  # N: whether that is the true class's
+    logits: Floats  # N×T
+    rows: npt.NDArray[np.int64]  # T class ids, of the columns of `logits`
+    labels: npt.NDArray[np.int64]  # N class ids
+    looks: Floats  # N×K (imagery.py)
+
+    @property
+    def best(self) -> Floats:
+        """N: the largest logit."""
+        found: Floats = self.logits.max(axis=1)
+        return found
+
+    @property
+    def right(self) -> npt.NDArray[np.bool_]:
+        """N: whether that is the true class's."""
+        found: npt.NDArray[np.bool_] = self.rows[self.logits.argmax(axis=1)] == self.labels
+        return found
+
+    def of(self, which: npt.NDArray[np.bool_] | slice) -> "HeldOut":
+        """That of some of the images."""
+        return HeldOut(self.embedding[which], self.logits[which], self.rows, self.labels[which], self.looks[which])
 
     def fit(self, means: Floats, most_lost: float) -> tuple[float, float]:
         """(scale, offset) of rows for classes with these means, E×D unit rows, E ≥ 1.
@@ -76,7 +94,13 @@ class HeldOut:
     def as_bytes(self) -> bytes:
         """The file, as safetensors."""
         found: bytes = safetensors.numpy.save(
-            {"embedding": self.embedding, "best": self.best, "right": self.right.astype(np.uint8)}
+            {
+                "embedding": self.embedding,
+                "logits": self.logits,
+                "rows": self.rows,
+                "labels": self.labels,
+                "looks": self.looks,
+            }
         )
         return found
 
@@ -85,6 +109,6 @@ class HeldOut:
         """What `as_bytes` wrote; Corrupt if it is not that."""
         try:
             found = safetensors.numpy.load(data)
-            return cls(found["embedding"], found["best"], found["right"].astype(np.bool_))
+            return cls(*(found[name] for name in ("embedding", "logits", "rows", "labels", "looks")))
         except (KeyError, safetensors.SafetensorError) as error:
             raise Corrupt(f"what was said to held-out images cannot be read: {error!r}") from error

@@ -4,28 +4,23 @@ import ctypes
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 
-from lifelist.exporter import index, provisional
-from lifelist.exporter.errors import BadImage, BadSetting, Corrupt, few
+from lifelist.exporter.answering import Answering
+from lifelist.exporter.errors import BadImage, BadSetting, Corrupt
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS, inspect
-from lifelist.exporter.manifest import AnswerKind, Manifest
+from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import Pixels
-from lifelist.exporter.provisional import Provisional
-from lifelist.exporter.ranking import Ranking
 from lifelist.exporter.registry import Registry
-from lifelist.exporter.rows import Rows
-from lifelist.exporter.unknowns import unknown_scores
 
 log = logging.getLogger(__name__)
 
-MODEL, INT8, MEANS = "model.onnx", "model.int8.onnx", "class_means.faiss"
+MODEL, INT8 = "model.onnx", "model.int8.onnx"
 PRECISIONS = ("auto", "fp32")
 # the work of a run, as bytes of the graph × pixels of all images, from which several threads are quicker than one;
 # below it they wait for each other longer than they compute (ResNet-32 at 32×32: from 3 images on)
@@ -35,32 +30,14 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 Rest = Callable[[], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded(Answering):
     """One version in memory. Immutable, and safe to use from several threads at once."""
 
-    manifest: Manifest
     provider: str  # what really runs the graph: cpu or cuda
     precision: str  # of its arithmetic: fp32 or int8
     session: Any  # onnxruntime.InferenceSession, which may have several threads
-    means: index.ClassMeans  # of all its classes
-    provisional: Provisional | None = None  # rows of its enrolled classes, beside those of the graph
     narrow: Any | None = None  # a session of the same graph with one thread, for several runs at once
-    rows: Rows = field(init=False)  # of the logits
-    _of_means: Rows = field(init=False)
-    _imprinted: Floats | None = field(init=False)  # the means that the provisional rows are made of
-
-    def __post_init__(self) -> None:
-        instead, provisional = self.manifest.instead, self.provisional.ids if self.provisional else ()
-        trained = [entry.id for entry in self.manifest.trained]
-        object.__setattr__(self, "rows", Rows.of([*trained, *provisional], instead))
-        object.__setattr__(self, "_of_means", Rows.of(self.means.ids, instead))
-        object.__setattr__(self, "_imprinted", self.means.of(provisional) if provisional else None)
-
-    @property
-    def version(self) -> int:
-        """The number of the version."""
-        return self.manifest.version
 
     @property
     def graph(self) -> str:
@@ -82,59 +59,10 @@ class Loaded:
             return np.zeros((0, self.row_count), np.float32), np.zeros((0, self.manifest.embedding_dim), np.float32)
         session = self.session if self.narrow is None or (alone and self._is_worth_sharing(images)) else self.narrow
         logits, embedding = session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(images)})
-        if self.provisional is not None and self._imprinted is not None:
-            logits = np.concatenate([logits, self.provisional.logits(embedding, self._imprinted)], axis=1)
-        return logits, embedding
+        return self.all_logits(logits, embedding), embedding
 
     def _is_worth_sharing(self, images: Pixels) -> bool:
         return self.manifest.file(self.graph).size * images.size / 3 >= WORTH_SHARING
-
-    @property
-    def row_count(self) -> int:
-        """How many logits there are for an image."""
-        return len(self.manifest.trained) + (len(self.provisional.ids) if self.provisional else 0)
-
-    def linear(self, logits: Floats, top_k: int) -> list[Ranking]:
-        """The best classes of each image by the last layer, with their softmax probabilities over all that have a row.
-
-        logits: N×C float32, as `run` gives them. Enrolled classes are among them by their provisional rows, if the
-        version has any, or where a trained one is merged into them. Retired ones never are; the others sum to 1.
-        """
-        return self.rows.by_logits(logits, top_k)
-
-    def probabilities(self, logits: Floats) -> npt.NDArray[np.float64]:
-        """N×A, a column for each of `rows.ids`; each row sums to 1."""
-        return self.rows.scores(logits)
-
-    def similarities(self, embedding: Floats) -> Floats:
-        """Cosine similarities to each class that is answered, enrolled ones included: N×K float32, columns by class id.
-
-        Of a class and those merged into it the nearest mean counts.
-        """
-        found = self._of_means.highest(self.means.similarities(embedding))
-        return found[:, np.argsort(self._of_means.ids)]
-
-    def nearest_mean(self, embedding: Floats, top_k: int) -> list[Ranking]:
-        """The nearest classes of each image, enrolled ones included, with cosine similarities in -1 … 1.
-
-        embedding: N×D float32, as `run` gives them. Of a class and those merged into it the nearest mean counts.
-        """
-        scores, rows = self.means.nearest(embedding, top_k + self._of_means.spare)
-        return self._of_means.by_rows(rows, scores, top_k)
-
-    def unknown_scores(
-        self, kind: AnswerKind, logits: Floats, rankings: Sequence[Ranking]
-    ) -> npt.NDArray[np.float64] | None:
-        """For each image how unlike a known one it looks to this kind of answer, 0 … 1 (unknowns.py).
-
-        logits: N×C, as `run` gives them; rankings: N, of that kind. None if the version was not calibrated.
-        """
-        if (known := self.manifest.known_scores) is None:
-            return None
-        if kind == "nearest_mean":
-            return unknown_scores([ranking[0][1] for ranking in rankings], known.nearest_mean)
-        answering = logits if self.rows.order is None else logits[:, self.rows.order]
-        return unknown_scores(answering.max(axis=1), known.linear)
 
     def warm(self, batches: Sequence[int] = (1, 8, 32), rest: Rest = lambda: None) -> float:
         """Answer batches of these sizes, so that the first real one is as fast as the rest. Seconds that it took."""
@@ -168,18 +96,12 @@ def load(
     rest: called between pieces of the work, which it would be kind to others not to do at one go.
     Missing if there is no such version; Corrupt if its files are altered, gone, or not what they should be.
     """
-    manifest = registry.manifest(version)
-    means = index.load(registry.read(manifest, MEANS), manifest.embedding_dim)
-    known = {entry.id for entry in manifest.classes}
-    if missing := sorted(known - {*means.ids}):
-        raise Corrupt(f"version {version} names the classes {few(missing)}, and has no means of them")
-    if beside := sorted({*means.ids} - known):
-        raise Corrupt(f"version {version} has means of the classes {few(beside)}, which it does not name")
-    rows = _provisional(registry, manifest)
+    answering = Answering.of(registry, version)
+    manifest = answering.manifest
     graph = _graph_for(manifest, provider, precision)
     kind = "int8" if graph == INT8 else "fp32"
     if share is not None and share.precision == kind and _made_for(share.manifest, graph) == _made_for(manifest, graph):
-        return Loaded(manifest, share.provider, kind, share.session, means, rows, share.narrow)
+        return _loaded(answering, share.provider, kind, share.session, share.narrow)
     rest()
     model = registry.read(manifest, graph)
     _inspect(model, manifest, graph)
@@ -189,7 +111,7 @@ def load(
     several = lanes > 1 and used == "cpu" and threads != 1
     narrow = open_session(model, threads=1, provider="cpu", name=graph)[0] if several else None
     rest()
-    loaded = Loaded(manifest, used, kind, session, means, rows, narrow)
+    loaded = _loaded(answering, used, kind, session, narrow)
     _probe(loaded)
     return loaded
 
@@ -199,7 +121,7 @@ def in_int8(loaded: Loaded, model: bytes, *, threads: int = 0) -> Loaded:
     manifest = loaded.manifest
     _inspect(model, manifest, INT8)
     session, used = open_session(model, threads=threads, provider="cpu", name=INT8)
-    found = Loaded(manifest, used, "int8", session, loaded.means, loaded.provisional)
+    found = _loaded(loaded, used, "int8", session)
     _probe(found)
     return found
 
@@ -209,11 +131,11 @@ def _inspect(model: bytes, manifest: Manifest, name: str) -> None:
     inspect(model, size=side, classes=rows, dim=manifest.embedding_dim, name=name)
 
 
-def _provisional(registry: Registry, manifest: Manifest) -> Provisional | None:
-    if all(entry.name != provisional.FILE for entry in manifest.files):
-        return None
-    enrolled = [entry.id for entry in manifest.classes if entry.state == "enrolled"]
-    return Provisional.from_bytes(registry.read(manifest, provisional.FILE), enrolled)
+def _loaded(answering: Answering, provider: str, precision: str, session: Any, narrow: Any | None = None) -> Loaded:
+    return Loaded(
+        manifest=answering.manifest, means=answering.means, provisional=answering.provisional,
+        provider=provider, precision=precision, session=session, narrow=narrow,
+    )  # fmt: skip
 
 
 def _graph_for(manifest: Manifest, provider: str, precision: str) -> str:

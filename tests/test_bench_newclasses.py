@@ -27,7 +27,7 @@ def test_what_an_enrolled_class_gains_is_counted_by_both_answers() -> None:
     labels = np.repeat(np.arange(4), 50)
     embedding = unit(means[labels] + random.normal(0, 0.1, (200, 4)))
     logits = 10 * embedding[:, :3]  # class 3 is not known
-    held = HeldOut(embedding[:150], logits[:150].max(axis=1), np.ones(150, np.bool_))
+    held = HeldOut(embedding[:150], logits[:150], np.arange(3), labels[:150], np.zeros((150, 3), np.float32))
     found = newclasses._enrolled(Said(labels, logits, embedding), np.arange(3), means[:3], held, [3], means[3:])
     assert found["recall_nearest_mean"] == found["old_nearest_mean"] == 1
     assert found["recall_linear"] > 0.9

@@ -10,7 +10,7 @@ from parts_rollout import add, pictures, settings
 
 from lifelist.deploy import enrol, examples
 from lifelist.deploy.workshop import Workshop, open_workshop
-from lifelist.exporter import index, session
+from lifelist.exporter import answering, index, session
 from lifelist.exporter.errors import Unavailable
 from lifelist.exporter.fold import unit
 from lifelist.exporter.preprocess import decode
@@ -190,7 +190,7 @@ def test_an_enrolment_that_could_not_go_live_is_left_if_there_are_more_images_or
         with pytest.raises(Unavailable):
             enrol.enrol(replace(workshop, swap=refuse))
     assert workshop.registry.versions() == [1, 2, 3]
-    flip_one_bit(blob_path(workshop.registry, workshop.registry.manifest(3), session.MEANS))
+    flip_one_bit(blob_path(workshop.registry, workshop.registry.manifest(3), answering.MEANS))
     version = enrol.enrol(workshop)
     assert version is not None
     assert version.version == 4

@@ -26,7 +26,10 @@ def held(n: int = 500, dim: int = 8, seed: int = 0) -> HeldOut:
     """Some held-out answers: most are right."""
     random = np.random.default_rng(seed)
     embedding = unit(random.normal(size=(n, dim)))
-    return HeldOut(embedding, random.normal(8, 3, n).astype(np.float32), random.random(n) < 0.9)
+    labels = random.integers(0, 3, n)
+    logits = random.normal(0, 1, (n, 3)).astype(np.float32)
+    logits[np.arange(n), np.where(random.random(n) < 0.9, labels, (labels + 1) % 3)] = random.normal(8, 3, n)
+    return HeldOut(embedding, logits, np.arange(3), labels, random.random((n, 3)).astype(np.float32))
 
 
 @pytest.mark.parametrize("most_lost", [0.0, 0.01, 0.1])
@@ -49,7 +52,7 @@ def test_the_rows_cost_at_most_the_stated_share_of_right_answers_and_no_less_tha
 
 def test_held_out_answers_are_read_as_they_were_written() -> None:
     again = HeldOut.from_bytes(held().as_bytes())
-    for name in ("embedding", "best", "right"):
+    for name in ("embedding", "logits", "rows", "labels", "looks", "best", "right"):
         np.testing.assert_array_equal(getattr(again, name), getattr(held(), name))
     with pytest.raises(Corrupt, match="cannot be read"):
         HeldOut.from_bytes(b"nothing")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from parts import BIRDS, DIM, tiny_images, tiny_version
 
-from lifelist.exporter import index, session
+from lifelist.exporter import answering, index, session
 from lifelist.exporter.errors import BadManifest
 from lifelist.exporter.fold import unit
 from lifelist.exporter.manifest import ClassEntry, Manifest
@@ -113,7 +113,7 @@ def test_as_many_classes_as_are_asked_for_are_answered_though_a_graph_reaches_fe
     more = (ClassEntry(k, f"bird {k}", "enrolled", 1, retired=k in retired) for k in range(3, count))
     draft = replace(small, kind="enrolment", classes=(*small.classes, *more))
     monkeypatch.setattr(index, "MOST_EXACT", 1)
-    files = {session.MEANS: index.build(range(count), means)}
+    files = {answering.MEANS: index.build(range(count), means)}
     loaded = session.load(registry, registry.publish(draft, files, reuse=[small.file(session.MODEL)]).version)
     assert not loaded.means.exact
     _, embedding = loaded.run(tiny_images())

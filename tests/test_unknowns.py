@@ -57,7 +57,7 @@ def test_an_unknown_score_is_the_share_of_held_out_images_that_look_more_known(r
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
 def test_false_alarms_on_other_known_images_are_as_frequent_as_was_chosen(rate: float) -> None:
     found, means = held(4000), some_means()
-    halves = [HeldOut(found.embedding[k::2], found.best[k::2], found.right[k::2]) for k in (0, 1)]
+    halves = [found.of(slice(k, None, 2)) for k in (0, 1)]
     known = calibrated(halves[0], means)
     for scores, quantiles in (
         (halves[1].best, known.linear),
