@@ -26,6 +26,7 @@ class ImageAnswer(TypedDict):
     """What one image was taken for, best first."""
 
     prediction_id: str
+    audit: bool  # drawn at random: its true class, sent as feedback, says most of how right the answers are
     classes: list[Scored]
     unknown_score: float | None  # share of known images that look more known; None: the version was not calibrated
     unknown: NotRequired[bool | None]  # where it was asked for, by unknown_at or the settings

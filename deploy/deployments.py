@@ -14,7 +14,7 @@ from lifelist.deploy.workshop import open_workshop
 from lifelist.exporter.registry import Registry
 from lifelist.serving import app, classify
 from lifelist.serving.catalog import Catalog
-from lifelist.serving.keys import Guard
+from lifelist.serving.keys import Guard, own
 from lifelist.serving.replicas import APPLICATION, Broadcast
 
 
@@ -53,7 +53,7 @@ def targets(settings: Settings, key: bytes, nonce: str) -> Sequence[serve.RunTar
         graceful_shutdown_wait_loop_s=0.2,
     )
     quiet = {"enable_access_log": False}
-    guard = Guard(settings.keys_file, anonymous=settings.is_open)
+    guard = Guard(settings.keys_file, anonymous=settings.is_open, own=own(key))
     classifier = app.application(settings.registry_url, settings.serving, key, guard, log_events)
     return [
         serve.RunTarget(classifier, APPLICATION, classify.PATH, logging_config=quiet),

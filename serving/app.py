@@ -24,6 +24,7 @@ from lifelist.serving.grpc import Service
 from lifelist.serving.keys import Guard
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Family, Metrics
+from lifelist.serving.observed import Observations, Observed
 from lifelist.serving.options import ServingOptions
 from lifelist.serving.replicas import DEPLOYMENT, Broadcast
 from lifelist.serving.repository import Repository
@@ -64,6 +65,7 @@ class Replica:
         self.metrics.held.set_function(lambda: self.intake.held)
         self.follower = Follower(name, registry, load, self.live, self.metrics)
         self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
+        self.observed = Observed()
         self.replicas = Broadcast(load_timeout_s=options.prepare_timeout_s)
         self.parts = Parts(
             options=options,
@@ -73,6 +75,7 @@ class Replica:
             decoders=self.decoders,
             metrics=self.metrics,
             statistics=self.statistics,
+            observed=self.observed,
             repository=Repository(registry, self.replicas, options),
             key=key,
             door=Door(guard, options.requests_per_second / options.replicas),
@@ -152,6 +155,11 @@ class Classifier(Service):
     async def statistics(self) -> dict[int, Counts]:
         """What it counted for each version."""
         return self.replica.statistics.snapshot()
+
+    async def observed(self) -> list[Observations]:
+        """A sample of what it answered since the last time."""
+        taken = self.replica.observed.take()
+        return await asyncio.to_thread(lambda: [sample.arrays() for sample in taken])
 
     async def metrics(self) -> tuple[str, tuple[Family, ...]]:
         """Which replica this is, and what it counted."""

@@ -2,14 +2,16 @@
 
 import asyncio
 import functools
+import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast, get_args
 
 import numpy as np
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
@@ -22,13 +24,15 @@ from lifelist.exporter.manifest import AnswerKind, Preprocess
 from lifelist.exporter.preprocess import ImageLimits, Pixels, decode, fit
 from lifelist.exporter.session import Loaded
 from lifelist.serving import prediction
-from lifelist.serving.auth import Door, Guarded
+from lifelist.serving.auth import CALLER, Door, Guarded
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Encoded, Images, Intake
 from lifelist.serving.errors import HANDLERS, as_json
+from lifelist.serving.keys import PROBE
 from lifelist.serving.live import Answer, Live, Query
 from lifelist.serving.metrics import Measured, Metrics
 from lifelist.serving.numbers import natural, share
+from lifelist.serving.observed import Observed
 from lifelist.serving.options import LARGEST_TOP_K, ServingOptions
 from lifelist.serving.repository import Repository
 from lifelist.serving.statistics import Statistics
@@ -49,9 +53,20 @@ class Parts:
     decoders: Executor
     metrics: Metrics
     statistics: Statistics
+    observed: Observed
     repository: Repository
     key: bytes  # seals prediction ids
     door: Door
+
+    def of_probes(self) -> "Parts":
+        """The same with other books, which nobody reads: what probes are answered is no traffic."""
+        return replace(
+            self,
+            options=self.options.model_copy(update={"audit_rate": 0.0}),
+            metrics=Metrics(CollectorRegistry()),
+            statistics=Statistics(),
+            observed=Observed(most=0),
+        )
 
 
 def app(parts: Parts, beside: Sequence[Route] = ()) -> ASGIApp:
@@ -61,7 +76,7 @@ def app(parts: Parts, beside: Sequence[Route] = ()) -> ASGIApp:
     inner = Starlette(routes=routes, exception_handlers=HANDLERS)
     inner.router.redirect_slashes = False  # a path that does not exist is a 404, not a detour
     inner.state.parts = parts
-    return Measured(_WholePath(Guarded(_Short(classify, inner), parts.door)), parts.metrics)
+    return _WholePath(Measured(Guarded(_Short(classify, inner), parts.door), parts.metrics))
 
 
 def is_query(path: str) -> bool:
@@ -99,7 +114,7 @@ class Classify:
     """The classes of each image, best first. One version answers the whole request, and the answer names it."""
 
     def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+        self.parts, self.probing = parts, parts.of_probes()
         self.asked = functools.lru_cache(64)(self._asked)  # clients ask the same again and again
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,7 +130,7 @@ class Classify:
 
     async def _answered(self, request: Request) -> Response:
         began = time.perf_counter()
-        parts = self.parts
+        parts = self.probing if request.scope.get(CALLER) == PROBE else self.parts
         asked = self.asked(request.scope["query_string"])
         with parts.statistics.query(parts.live.ref.version) as counted:
             with parts.intake.admitted(request) as body:
@@ -224,14 +239,25 @@ def _named(image: Any) -> str:
     return f" ({image.name[:80]!r})" if isinstance(image, Encoded) and image.name else ""
 
 
-def sealed_ids(parts: Parts, answer: Answer) -> list[str]:
-    """For each image an id that feedback can refer to. Each is counted, by the class that it was taken for."""
-    now, ids = time.time(), []
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What an image's answer is known by."""
+
+    id: str  # feedback refers to it
+    audit: bool  # whether it was drawn for the audit
+
+
+def sealed(parts: Parts, answer: Answer) -> list[Sealed]:
+    """For each image its id. Each is counted, by the class that it was taken for, and may be watched."""
+    now, rate, found = time.time(), parts.options.audit_rate, []
     for ranking in answer.rankings:
         best = ranking[0][0]
-        parts.metrics.answered(best, answer.kind)
-        ids.append(prediction.seal(parts.key, prediction.Prediction(answer.loaded.version, best, answer.kind, now)))
-    return ids
+        audit = random.random() < rate
+        parts.metrics.answered(best, answer.kind, audit)
+        made = prediction.Prediction(answer.loaded.version, best, answer.kind, now, 1 / rate if audit else 0.0)
+        found.append(Sealed(prediction.seal(parts.key, made), audit))
+    parts.observed.note(answer, [one.id for one in found])
+    return found
 
 
 def _content(answer: Answer, parts: Parts, timing: Mapping[str, float], unknown_at: float) -> dict[str, Any]:
@@ -239,9 +265,9 @@ def _content(answer: Answer, parts: Parts, timing: Mapping[str, float], unknown_
     names = parts.live.names(answer.loaded)
     unknown = [None] * len(answer.rankings) if answer.unknown is None else answer.unknown.round(6).tolist()
     images = []
-    for ranking, sealed, score in zip(answer.rankings, sealed_ids(parts, answer), unknown, strict=True):
+    for ranking, known, score in zip(answer.rankings, sealed(parts, answer), unknown, strict=True):
         classes = [{"id": class_id, "name": names[class_id], "score": round(score, 6)} for class_id, score in ranking]
-        image = {"prediction_id": sealed, "classes": classes, "unknown_score": score}
+        image = {"prediction_id": known.id, "audit": known.audit, "classes": classes, "unknown_score": score}
         if unknown_at:
             image["unknown"] = None if score is None else score > 1 - unknown_at
         images.append(image)

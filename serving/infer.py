@@ -25,7 +25,7 @@ from lifelist.exporter.manifest import AnswerKind, ClassEntry, Manifest
 from lifelist.exporter.session import Loaded
 from lifelist.serving import body, oip, repository
 from lifelist.serving.body import Body, Encoded, Images
-from lifelist.serving.classify import Parts, ask, sealed_ids
+from lifelist.serving.classify import Parts, Sealed, ask, sealed
 from lifelist.serving.live import Answer
 from lifelist.serving.numbers import natural
 from lifelist.serving.options import ServingOptions
@@ -198,7 +198,7 @@ class _Said:
     """An answer, with what was sealed of it."""
 
     answer: Answer
-    ids: list[str]
+    known: list[Sealed]
     names: Mapping[int, str]
 
     @property
@@ -211,7 +211,8 @@ OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
     "class_id":      lambda said: np.array(said.best, np.int64),
     "label":         lambda said: [said.names[class_id] for class_id in said.best],
     "score":         lambda said: np.array([ranking[0][1] for ranking in said.answer.rankings], np.float32),
-    "prediction_id": lambda said: said.ids,
+    "prediction_id": lambda said: [one.id for one in said.known],
+    "audit":         lambda said: np.array([one.audit for one in said.known], np.bool_),
     "logits":        lambda said: said.answer.logits,
     "probabilities": lambda said: said.answer.loaded.probabilities(said.answer.logits).astype(np.float32),
     "similarities":  lambda said: said.answer.loaded.similarities(said.answer.embedding),
@@ -247,7 +248,7 @@ def _kind(output: str, manifest: Manifest) -> tuple[str, list[int]]:
 
 def _outputs(parts: Parts, answer: Answer, outputs: Sequence[oip.Wanted]) -> tuple[Tensor, ...]:
     manifest = answer.loaded.manifest
-    said = _Said(answer, sealed_ids(parts, answer), parts.live.names(answer.loaded))
+    said = _Said(answer, sealed(parts, answer), parts.live.names(answer.loaded))
     found = []
     for wanted in outputs:  # looked up again: another version may be live than the one that they were checked for
         (datatype, shape), values = _kind(wanted.name, manifest), OUTPUTS[wanted.name](said)

@@ -25,7 +25,8 @@ from lifelist.exporter.errors import BadInput, BadKey, Conflict, Corrupt, Forbid
 Role = Literal["read", "classify", "feedback", "operate"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
-PREFIX = "lifelist_"  # so that people, and programs that search for leaked secrets, know what it is
+PREFIX, OWN = "lifelist_", "lifelist_own_"  # so that people, and programs that search for leaked secrets, know what it is
+PROBE = "\0probe"  # who asks with the server's own key; no key that is made can be called so
 LOOK_S = 1.0  # between looks at the file
 HOW = "send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
 
@@ -100,14 +101,21 @@ def remove(file: Path, name: str) -> None:
         _write(file, left)
 
 
+def own(secret: bytes) -> str:
+    """The key that a server's own probes present; whoever has the secret of its prediction ids can make it."""
+    return f"{OWN}{hashlib.blake2b(b'probe', digest_size=32, key=secret).hexdigest()}"
+
+
 class Guard:
     """Who may call, by the keys of a file as they stand: it is looked at once a second, however many ask.
 
     anonymous   whether everybody may do everything as long as there is no key
+    own         the key of the server itself, by which it may classify; empty: none
     """
 
-    def __init__(self, file: Path, *, anonymous: bool) -> None:
+    def __init__(self, file: Path, *, anonymous: bool, own: str = "") -> None:
         self.file, self.anonymous = file, anonymous
+        self._own = Key(PROBE, ("classify",), _sha256(own), "")
         self._keys: tuple[Key, ...] | None = None  # None: never read yet
         self._seen: tuple[int, ...] | None = None
         self._next_look = 0.0
@@ -117,6 +125,9 @@ class Guard:
 
         BadKey without one, or with one that is not known or has expired; Forbidden with one of other roles.
         """
+        if presented is not None and presented.startswith(OWN):
+            if hmac.compare_digest(self._own.sha256, _sha256(presented)) and self._own.may(roles):
+                return self._own
         known = self._known()
         if not known and self.anonymous:
             return None

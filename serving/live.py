@@ -37,6 +37,7 @@ class Answer:
     """What one version said to a query, and how long that took."""
 
     loaded: Loaded
+    images: Pixels  # N×S×S×3, the query's
     kind: AnswerKind
     rankings: list[Ranking]  # one for each image, best first
     logits: Floats  # N×C, raw; a view of the whole batch's
@@ -153,7 +154,8 @@ class Live:
             said = self._said(loaded, [queries[place] for place in places], alone)
             took = time.perf_counter() - began
             for place, parts in zip(places, said, strict=True):
-                answers[place] = Answer(loaded, *parts, began - queries[place].queued_at, took)
+                query = queries[place]
+                answers[place] = Answer(loaded, query.images, *parts, began - query.queued_at, took)
         return [answers[place] for place in range(len(queries))]
 
     def _said(self, loaded: Loaded, queries: Sequence[Query], alone: bool) -> list[_Said]:

@@ -16,6 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lifelist.exporter.manifest import AnswerKind
 from lifelist.exporter.session import Loaded
+from lifelist.serving.auth import CALLER
+from lifelist.serving.keys import PROBE
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # seconds
 PHASE = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)  # seconds
@@ -65,6 +67,7 @@ class Metrics:
 
         self.of_code = functools.cache(self.requests.labels)  # to look a series up takes longer than to count
         self._of_class = functools.cache(self.answers.labels)
+        self.audited = Counter("lifelist_audited", "Images whose answers were marked for the audit.", registry=registry)
 
     def now_live(self, loaded: Loaded) -> None:
         """Show which version answers, and no other."""
@@ -78,9 +81,11 @@ class Metrics:
             loaded.precision,
         ).set(1)
 
-    def answered(self, class_id: int, kind: AnswerKind) -> None:
+    def answered(self, class_id: int, kind: AnswerKind, audit: bool) -> None:
         """Count one image's answer."""
         self._of_class(class_id, kind).inc()
+        if audit:
+            self.audited.inc()
 
 
 class Measured:
@@ -105,8 +110,9 @@ class Measured:
             await self.app(scope, receive, noting)
         finally:
             self.metrics.inflight.dec()
-            self.metrics.of_code(code).inc()
-            self.metrics.request_duration.observe(time.perf_counter() - began)
+            if scope.get(CALLER) != PROBE:
+                self.metrics.of_code(code).inc()
+                self.metrics.request_duration.observe(time.perf_counter() - began)
         return None
 
 

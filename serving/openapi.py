@@ -49,6 +49,7 @@ ANSWER = {  # the documentation's
     "images": [
         {
             "prediction_id": PREDICTION_ID,
+            "audit": False,
             "classes": [{"id": 1, "name": "gull", "score": 0.986398}, {"id": 2, "name": "swift", "score": 0.006801}],
             "unknown_score": 0.41725,
         }

@@ -2,11 +2,12 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from lifelist.exporter.preprocess import ImageLimits
 
 LARGEST_TOP_K = 10_000  # classes in an answer
+LEAST_AUDIT = 1e-4
 DAY_S = 86_400.0  # no time here can sensibly be longer; infinity would fail where it is used
 
 
@@ -57,6 +58,12 @@ class ServingOptions(BaseModel):
         ge=0,
         le=1,
         description="share of known images that may be called unknown, so that images of no known class are; 0: off",
+    )
+    audit_rate: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="share of answers marked for the audit, drawn at random, whose true classes are worth most; 0: none",
     )
     max_batch: int = Field(default=64, ge=1, description="images in one model run")
     max_queue: int = Field(default=2048, ge=1, description="images that may wait in a replica; more are answered 503")
@@ -109,6 +116,13 @@ class ServingOptions(BaseModel):
                 f"max_buffered_bytes {self.max_buffered_bytes} should hold one body of {self.max_body_bytes}"
             )
         return self
+
+    @field_validator("audit_rate")
+    @classmethod
+    def _of_a_size(cls, rate: float) -> float:
+        if 0 < rate < LEAST_AUDIT:
+            raise ValueError(f"is 0, or from {LEAST_AUDIT:g} on: less than one answer in ten thousand tells nothing")
+        return rate
 
     @model_validator(mode="after")
     def _a_port_of_its_own(self) -> Self:

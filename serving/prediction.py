@@ -1,8 +1,9 @@
 """Prediction ids that carry the prediction: which version answered what, and when. So the request path writes nothing.
 
 An id is base64url of: format (1 byte), version (4), class id (8), answer (1), milliseconds since 1970 (6), a number to
-tell it from others of that moment (6), and 16 bytes of BLAKE2b over all of it, keyed. 42 bytes, 56 characters; only who
-has the key can make one or change one.
+tell it from others of that moment (4), of how many answers it stands for in the audit (2, a float16), and 16 bytes of
+BLAKE2b over all of it, keyed. 42 bytes, 56 characters; only who has the key can make one or change one. Format 2, from
+before there were audits, had 6 bytes of number, and is still read.
 
 Nothing here gives up Python's lock, as os.urandom and HMAC in OpenSSL do: with the model's threads waiting for it, to
 have it back takes longer than all the rest.
@@ -22,12 +23,12 @@ from pathlib import Path
 from lifelist.exporter.errors import BadInput
 from lifelist.exporter.manifest import AnswerKind
 
-FORMAT = 2
+FORMAT = 3
 KINDS: tuple[AnswerKind, ...] = ("linear", "nearest_mean")
 
-_FIELDS = struct.Struct(">BIqBHIHI")  # format, version, class id, answer, time (high, low), number (high, low)
+_FIELDS = struct.Struct(">BIqBHIIe")  # format, version, class id, answer, time (high, low), number, weight
 _SEAL = 16  # bytes
-_numbers = itertools.count(int.from_bytes(os.urandom(6)))  # each process begins elsewhere
+_numbers = itertools.count(int.from_bytes(os.urandom(4)))  # each process begins elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Prediction:
     class_id: int
     answer: AnswerKind
     at: float  # Unix time in seconds, to the millisecond
+    weight: float = 0.0  # of how many answers it stands for, if it was chosen for the audit: 1 / rate; else 0
 
 
 def seal(key: bytes, prediction: Prediction) -> str:
@@ -49,7 +51,8 @@ def seal(key: bytes, prediction: Prediction) -> str:
         prediction.class_id,
         KINDS.index(prediction.answer),
         *divmod(at, 2**32),
-        *divmod(next(_numbers) % 2**48, 2**32),
+        next(_numbers) % 2**32,
+        prediction.weight,
     )
     return base64.urlsafe_b64encode(fields + _mac(key, fields)).decode()
 
@@ -64,10 +67,10 @@ def open(key: bytes, text: str) -> Prediction:
     genuine = len(fields) == _FIELDS.size and hmac.compare_digest(mac, _mac(key, fields))
     if not genuine or base64.urlsafe_b64encode(data).decode() != text:  # one prediction, one spelling
         raise BadInput(_refusal(text))
-    kind, version, class_id, answer, high, low, _, _ = _FIELDS.unpack(fields)
-    if kind != FORMAT or answer >= len(KINDS):
-        raise BadInput(f"prediction_id {text!r} is of format {kind}; this server reads format {FORMAT}")
-    return Prediction(version, class_id, KINDS[answer], (high * 2**32 + low) / 1000)
+    kind, version, class_id, answer, high, low, _, weight = _FIELDS.unpack(fields)
+    if kind not in (2, FORMAT) or answer >= len(KINDS):
+        raise BadInput(f"prediction_id {text!r} is of format {kind}; this server reads formats 2 and {FORMAT}")
+    return Prediction(version, class_id, KINDS[answer], (high * 2**32 + low) / 1000, weight if kind == FORMAT else 0.0)
 
 
 def key_in(path: Path) -> bytes:

@@ -10,6 +10,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from lifelist.exporter.errors import Unavailable
 from lifelist.serving.follow import Report, Status
 from lifelist.serving.metrics import Family
+from lifelist.serving.observed import Observations
 from lifelist.serving.statistics import Counts
 
 DEPLOYMENT, APPLICATION = "Classifier", "classifier"
@@ -28,6 +29,9 @@ class Replicas(Protocol):
 
     async def statistics(self) -> list[Mapping[int, Counts]]:
         """What each replica counted for each version."""
+
+    async def observed(self) -> list[Observations]:
+        """A sample of what each replica answered since the last time, by version and kind of answer."""
 
     async def load(self, version: int) -> list[Report]:
         """Each replica's report of having loaded a version, to be asked by its number."""
@@ -54,6 +58,10 @@ class Broadcast:
     async def statistics(self) -> list[Mapping[int, Counts]]:
         """What each replica counted for each version."""
         return [found for found in await self._ask("statistics") if isinstance(found, dict)]
+
+    async def observed(self) -> list[Observations]:
+        """A sample of what each replica answered since the last time."""
+        return [one for found in await self._ask("observed") if isinstance(found, list) for one in found]
 
     async def load(self, version: int) -> list[Report]:
         """Each replica's report of having loaded a version, to be asked by its number."""

@@ -198,6 +198,7 @@ def outputs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
         "label": ("BYTES", [-1]),
         "score": ("FP32", [-1]),
         "prediction_id": ("BYTES", [-1]),
+        "audit": ("BOOL", [-1]),
         "logits": ("FP32", [-1, len(rows.columns(manifest))]),
         "probabilities": ("FP32", [-1, len(rows.answered(manifest))]),
         "similarities": ("FP32", [-1, len(manifest.answerable)]),
