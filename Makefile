@@ -24,7 +24,7 @@ test: setup
 .types: setup
 	mkdir -p .types/lifelist
 	ln -sf ../../lifelist/__init__.py ../../lifelist/py.typed .types/lifelist/
-	for p in exporter training serving deploy client benchmarks; do ln -sfn ../../$$p .types/lifelist/$$p; done
+	for p in exporter training serving monitoring deploy client benchmarks; do ln -sfn ../../$$p .types/lifelist/$$p; done
 
 lint: .types
 	$(BIN)/ruff check .

@@ -328,3 +328,94 @@ class Ready(TypedDict):
     provider: str
     server: str
     replicas: list[ReplicaStatus]
+
+
+class Figure(TypedDict):
+    """How right the answers of a version were. Never a ratio without its 95 % interval and the images it rests on."""
+
+    version: int  # that answered
+    source: Literal["feedback", "audit", "probe", "estimated"]
+    group: Literal["all", "old", "new", "unseen", "class"]
+    class_id: int | None  # of group "class"
+    name: str | None  # of that class
+    images: int
+    ratio: float | None
+    low: float | None
+    high: float | None
+
+
+class Point(Figure):
+    """The same for one stretch of time."""
+
+    at: str  # where it begins
+
+
+class QualityOf(TypedDict):
+    """GET /v1/quality: the latest version first. Old and new are relative to the latest increment of each version."""
+
+    since: str
+    until: str
+    live: int
+    figures: list[Figure]
+
+
+class QualityCurve(TypedDict):
+    """GET /v1/quality/curve: in order of time."""
+
+    since: str
+    until: str
+    live: int
+    seconds: int  # how long a stretch is
+    points: list[Point]
+
+
+class AlarmState(TypedDict):
+    """An alarm as it stands."""
+
+    name: str
+    state: Literal["quiet", "raised"]
+    since: str
+    message: str
+
+
+class AlarmList(TypedDict):
+    """GET /v1/alarms: those that are raised first."""
+
+    alarms: list[AlarmState]
+
+
+class DriftTest(TypedDict):
+    """What one test said of the latest window of answers."""
+
+    at: str
+    version: int
+    window: Literal["short", "long"]
+    test: str
+    images: int
+    score: float
+    p_value: float
+    rejected: bool  # after the correction for many tests
+
+
+class DriftTests(TypedDict):
+    """GET /v1/drift: the latest result of each test of the live version."""
+
+    live: int
+    tests: list[DriftTest]
+
+
+class NoticeRow(TypedDict):
+    """One thing that happened."""
+
+    id: int
+    at: str
+    kind: str
+    version: int | None
+    message: str
+    data: Json
+
+
+class Notices(TypedDict):
+    """GET /v1/notices: the latest first."""
+
+    notices: list[NoticeRow]

@@ -10,16 +10,19 @@ import httpx
 
 from lifelist.client import routes, wire
 from lifelist.client.answers import (
-    ENDED,
     Added,
+    AlarmList,
     Alive,
     ClassDetail,
     Classes,
     Classified,
+    ENDED,
     Increment,
     Judged,
     Moved,
     Named,
+    Notices,
+    QualityOf,
     Ready,
     Version,
     Versions,
@@ -220,6 +223,30 @@ class Client:
     def change_class(self, class_id: int, **said: Any) -> ClassDetail:
         """Say something else of a class: name, aliases, retired, merged_into; expected_version, to be sure of live."""
         return self._send(routes.change_class(class_id, said))
+
+    def quality(
+        self,
+        since: str | None = None,
+        until: str | None = None,
+        *,
+        group: str | None = None,
+        source: str | None = None,
+        version: int | None = None,
+    ) -> QualityOf:
+        """How right the answers of a time were, each figure with its interval. since, until: RFC 3339, or "24h" ago.
+
+        group: all, old, new, unseen or class; source: feedback, audit, probe or estimated; unless given, all but class.
+        """
+        asked = {"since": since, "until": until, "group": group, "source": source, "version": version}
+        return self._send(routes.quality(asked))
+
+    def alarms(self) -> AlarmList:
+        """What is wrong now, and what was."""
+        return self._send(routes.alarms())
+
+    def notices(self, after: int = 0, limit: int = 100) -> Notices:
+        """What happened, the latest first; after: only those with a larger id."""
+        return self._send(routes.notices(after, limit))
 
     def feedback(self, prediction_id: str, truth: str | int) -> Judged:
         """Say what class the image of an earlier answer really was."""

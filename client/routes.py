@@ -9,6 +9,7 @@ import httpx
 from lifelist.client import images
 from lifelist.client.answers import (
     Added,
+    AlarmList,
     Alive,
     ClassDetail,
     Classes,
@@ -17,6 +18,8 @@ from lifelist.client.answers import (
     Judged,
     Moved,
     Named,
+    Notices,
+    QualityOf,
     Ready,
     Version,
     Versions,
@@ -147,6 +150,22 @@ def change_class(class_id: int, said: Mapping[str, Any]) -> Request[ClassDetail]
     """Something else is said of a class; said twice it is said once, unless of an expected version."""
     again = "expected_version" not in said
     return _asking("PATCH", f"/v1/classes/{class_id}", ClassDetail, repeatable=again, json=dict(said))
+
+
+def quality(asked: Mapping[str, str | int | None]) -> Request[QualityOf]:
+    """How right the answers were."""
+    params = {name: value for name, value in asked.items() if value is not None}
+    return _asking("GET", "/v1/quality", QualityOf, repeatable=True, params=params)
+
+
+def alarms() -> Request[AlarmList]:
+    """What is wrong."""
+    return _get("/v1/alarms", AlarmList)
+
+
+def notices(after: int, limit: int) -> Request[Notices]:
+    """What happened, the latest first."""
+    return _asking("GET", "/v1/notices", Notices, repeatable=True, params={"after": after, "limit": limit})
 
 
 def feedback(prediction_id: str, truth: str | int) -> Request[Judged]:

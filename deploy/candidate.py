@@ -15,7 +15,6 @@ from lifelist.deploy.workshop import (
     CHECKPOINT,
     EVALUATION,
     EXEMPLARS,
-    HELD_OUT,
     LEARNED,
     STATISTICS,
     Workshop,
@@ -26,7 +25,7 @@ from lifelist.exporter.errors import Failed, Moved
 from lifelist.exporter.imagery import looks
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Int8, Manifest, Parity, Preprocess
-from lifelist.exporter.provisional import HeldOut
+from lifelist.exporter.provisional import HELD_OUT, HeldOut
 from lifelist.exporter.registry import Registry
 from lifelist.training.data import GATE
 from lifelist.training.increment import load_network
@@ -148,7 +147,7 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     candidates, candidate = opened(workshop, rollout)
     loaded, live = session.load(candidates, candidate.version), workshop.live
     waiting = enrol.waiting_images(workshop, candidate, live)
-    held = enrol.held_out(candidates, candidate)
+    held = answering.held_out(candidates, candidate)
     said, files = enrol.with_means(workshop, loaded, waiting, {}, names(workshop, live), held)
     present = {entry.id for entry in said["classes"]}
     absent = [entry for entry in live.entries if entry.id not in present] if live else []

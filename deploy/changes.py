@@ -15,6 +15,7 @@ from lifelist.deploy.naming import Names, class_name, names
 from lifelist.deploy.records import now
 from lifelist.deploy.workshop import EVALUATION, Workshop
 from lifelist.exporter import session
+from lifelist.exporter.answering import held_out
 from lifelist.exporter.errors import Conflict, Moved, Unavailable
 from lifelist.exporter.manifest import ClassEntry, Manifest
 from lifelist.exporter.registry import Registry
@@ -148,7 +149,7 @@ def _enrolled_again(workshop: Workshop, draft: Manifest, after: ClassEntry) -> t
             "come back by rolling back to a version that has it, and no other way"
         )
     used = enrol.sources(registry, draft)
-    loaded, held = session.load(registry, draft.version), enrol.held_out(registry, draft)
+    loaded, held = session.load(registry, draft.version), held_out(registry, draft)
     waiting = {**used, after.id: images}
     said, files = enrol.with_means(workshop, loaded, waiting, used, names(workshop, rest), held)
     *others, back = said["classes"]

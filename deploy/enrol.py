@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from lifelist.deploy import examples, tables, withdrawn
 from lifelist.deploy.naming import Names, names
 from lifelist.deploy.records import now
-from lifelist.deploy.workshop import EVALUATION, HELD_OUT, Workshop
+from lifelist.deploy.workshop import EVALUATION, Workshop
 from lifelist.exporter import answering, index, provisional, session
-from lifelist.exporter.answering import Answering
+from lifelist.exporter.answering import Answering, held_out
 from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.fold import Floats, unit
 from lifelist.exporter.manifest import ClassEntry, Confidences, KnownScores, Manifest, VersionKind
@@ -186,13 +186,6 @@ def with_means(
     made = Answering(manifest=replace(model, classes=classes), means=index.load(data, stacked.shape[1]), provisional=rows)
     known = calibrate(held, unit(stacked), rows)
     return {"classes": classes, "known_scores": known, "confidences": made.fitted(held)}, files
-
-
-def held_out(registry: Registry, version: Manifest) -> HeldOut | None:
-    """What the model of a version says to held-out images; None of one that was made before that was kept."""
-    if all(entry.name != HELD_OUT for entry in version.files):
-        return None
-    return HeldOut.from_bytes(registry.read(version, HELD_OUT))
 
 
 def class_mean(loaded: session.Loaded, images: Pixels, *, mirrored: bool) -> Floats:

@@ -6,30 +6,32 @@ as it arrives, hands its work to one. Those take turns, so that two uploads do n
 
 import asyncio
 import logging
+import time
 import unicodedata
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import IO, Annotated, cast
 
-from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 
 from lifelist.client.answers import Added, ClassDetail, Increment, Increments, Judged, Moved
-from lifelist.deploy import changes, enrol, examples, feedback, rollout, stream, uploads, withdrawn
+from lifelist.deploy import changes, enrol, examples, quality_routes, rollout, stream, uploads, withdrawn
+from lifelist.deploy.desk import AtDesk, Desk, With
 from lifelist.deploy.naming import Names, class_name, learned_as, names
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
-from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing, Overloaded
+from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
+from lifelist.monitoring import feedback
 from lifelist.serving import catalog, oip_routes, openapi, prediction
 from lifelist.serving.auth import CALLER, Door, Guarded
 from lifelist.serving.catalog import Catalog, Number
 from lifelist.serving.keys import Guard
 from lifelist.serving.numbers import natural
-from lifelist.serving.rate import Buckets
 
 CATCH_UP_S, CATCH_UP_AT_MOST_S = 1.0, 30.0  # between looks for images to enrol; more after each failure
 LARGEST_ID = 2**31 - 1  # of anything that is numbered here
@@ -93,30 +95,6 @@ class Truth(_Body):
     truth: ClassRef = Field(alias="class")
 
 
-class Desk:
-    """What the routes work with. `turn` is held by whoever adds examples."""
-
-    def __init__(self, workshop: Workshop, quality: Quality) -> None:
-        self.workshop, self.quality = workshop, quality
-        self.key = prediction.key_in(workshop.settings.secret_file)
-        self.turn = asyncio.Lock()
-        self.uploads = 0  # under way
-        daily = workshop.settings.examples.max_bytes_per_day
-        self.quotas = Buckets(daily / 86_400, holds=daily)
-
-    @contextmanager
-    def upload(self) -> Iterator[None]:
-        """For the time of an upload, its place among those that may go on at once. Overloaded if there is none."""
-        limit = self.workshop.settings.examples.max_uploads
-        if self.uploads >= limit:
-            raise Overloaded(f"{limit} uploads of examples are under way, the limit; send it again when one is done")
-        self.uploads += 1
-        try:
-            yield
-        finally:
-            self.uploads -= 1
-
-
 def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     """The whole application of the operator: these routes beside the catalog's."""
     made = catalog.app(catalog_)
@@ -125,6 +103,7 @@ def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     made.add_middleware(Guarded, door=door)  # the last added is outermost: it is asked before a body is read
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
     made.include_router(routes)
+    made.include_router(quality_routes.routes)
     made.include_router(oip_routes.routes)
     return made
 
@@ -143,21 +122,6 @@ async def _catch_up(desk: Desk) -> None:
             facts = {"reason": f"{type(error).__name__}: {error}", "again_in_s": pause}
             log.warning("enrolment.postponed", extra={"facts": facts}, exc_info=not isinstance(error, LifelistError))
         await asyncio.sleep(pause)
-
-
-def the_desk(request: Request) -> Desk:
-    """What the routes work with here."""
-    found: Desk = request.app.state.desk
-    return found
-
-
-def the_workshop(request: Request) -> Workshop:
-    """What the update path works with here."""
-    return the_desk(request).workshop
-
-
-AtDesk = Annotated[Desk, Depends(the_desk)]
-With = Annotated[Workshop, Depends(the_workshop)]
 
 
 def number(text: str, what: str) -> int:
@@ -350,20 +314,23 @@ def _live(workshop: Workshop, version: int) -> Moved:
 @routes.post("/v1/feedback", tags=["feedback"])
 def give_feedback(desk: AtDesk, body: Truth) -> Judged:
     """Say what an image really was: it counts for the version that answered, whatever is live now."""
-    workshop = desk.workshop
-    made = prediction.open(desk.key, body.prediction_id)
+    workshop, counted = desk.workshop, desk.quality.labels
+    try:
+        made = prediction.open(desk.key, body.prediction_id)
+        version = workshop.registry.manifest(made.version)
+    except LifelistError:
+        counted.labels("orphan").inc()
+        raise
     truth = names(workshop, workshop.live).meant(body.truth)
-    version = workshop.registry.manifest(made.version)
-    feedback.record(
-        workshop.store,
-        body.prediction_id,
-        version=made.version,
-        predicted=made.class_id,
-        answer=made.answer,
-        truth=truth,
-    )
+    at, days = time.time(), workshop.settings.monitoring.label_days
+    try:
+        is_news = feedback.record(workshop.store, body.prediction_id, made, truth.id, days, at)
+    except BadInput:
+        counted.labels("late").inc()
+        raise
     outcome = feedback.judge(version)(made.class_id, truth.id)
-    desk.quality.labels.labels(outcome).inc()
+    counted.labels(outcome if is_news else "duplicate").inc()
+    desk.quality.lag.observe(max(0.0, at - made.at))
     titles = {entry.id: entry.name for entry in version.classes}
     return {
         "version": made.version,

@@ -2,15 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from lifelist.client.answers import ENDED
-
-
-def now() -> str:
-    """The time, as it is stored everywhere: RFC 3339, UTC, milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+from lifelist.monitoring.times import now as now
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from lifelist.deploy.ground import on_loopback
+from lifelist.monitoring.options import MonitoringOptions
 from lifelist.serving.options import DAY_S, ServingOptions
 from lifelist.training.options import TrainingOptions
 
@@ -130,6 +131,7 @@ class Settings(_Options):
     examples: ExampleOptions = ExampleOptions()
     serving: ServingOptions = ServingOptions()
     training: TrainingOptions = TrainingOptions()
+    monitoring: MonitoringOptions = MonitoringOptions()
 
     @field_validator("home")
     @classmethod

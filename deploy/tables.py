@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from lifelist.exporter.errors import BadSetting, Conflict
+from lifelist.monitoring import tables as watched
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_TIMEOUT_MS = 30_000  # how long a writer waits for another one's transaction
 LOCK_KEY = 0x11FE115  # PostgreSQL's advisory locks are numbers: this one is ours, and the next
 
@@ -87,28 +88,6 @@ events = sa.Table(
     sqlite_autoincrement=True,
 )
 
-feedback = sa.Table(
-    "feedback",
-    metadata,
-    sa.Column("prediction_id", sa.String(400), primary_key=True),
-    sa.Column("version", sa.Integer, nullable=False, index=True),  # that answered, whatever is live now
-    sa.Column("predicted", sa.Integer, nullable=False),  # class ids
-    sa.Column("truth", sa.Integer, nullable=False),
-    sa.Column("answer", sa.String(16), nullable=False),
-    sa.Column("at", sa.String(32), nullable=False),
-)
-
-feedback_history = sa.Table(
-    "feedback_history",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("prediction_id", sa.String(400), nullable=False, index=True),
-    sa.Column("truth", sa.Integer, nullable=False),
-    sa.Column("at", sa.String(32), nullable=False),
-    sqlite_autoincrement=True,
-)
-
-
 def connect(url: str) -> sa.Engine:
     """An engine on a database that has the tables. Any number of processes may open the same one at once.
 
@@ -127,15 +106,32 @@ def connect(url: str) -> sa.Engine:
     with engine.begin() as connection:  # SQLite: a writer's lock; PostgreSQL: until the end of the transaction
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_KEY)))
-        metadata.create_all(connection)
+        schema.create(connection, checkfirst=True)
         found = connection.scalar(sa.select(schema.c.version))
-        if found is None:
-            connection.execute(schema.insert().values(version=SCHEMA_VERSION))
-        elif found != SCHEMA_VERSION:
+        if found == 2:
+            found = _upgraded(connection)
+        if found not in (None, SCHEMA_VERSION):
             raise Conflict(
                 f"the database has schema {found}; this program reads {SCHEMA_VERSION}. Use the program that made it"
             )
+        for tables in (metadata, watched.metadata):
+            tables.create_all(connection)
+        if found is None:
+            connection.execute(schema.insert().values(version=SCHEMA_VERSION))
     return engine
+
+
+def _upgraded(connection: sa.Connection) -> int:
+    """Schema 3 of 2: a label knows when its answer was given, and whether it was drawn for the audit."""
+    c = watched.feedback.c
+    for column in (c.predicted_at, c.weight):
+        kind = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+        connection.execute(sa.text(f"ALTER TABLE feedback ADD COLUMN {kind}"))
+    for index in watched.feedback.indexes:
+        index.create(connection, checkfirst=True)
+    connection.execute(watched.feedback.update().values(predicted_at=c.at))  # nobody noted it; it was not much earlier
+    connection.execute(schema.update().values(version=SCHEMA_VERSION))
+    return SCHEMA_VERSION
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Who carries the rollouts while a server runs: a detached Ray actor, which Ray starts again if it is killed."""
+"""Who carries the rollouts and watches the answers of a server: a detached Ray actor, which Ray restarts if it dies."""
 
 import functools
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from lifelist.deploy import events, rollout
+from lifelist.deploy import events, rollout, watch
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.workshop import Look, open_workshop
 from lifelist.exporter.errors import Cancelled
@@ -36,6 +36,7 @@ class Worker:
         replace_live = swap.over_replicas(Registry(settings.registry_url), serving.prepare_timeout_s)
         train = functools.partial(train_beside, workers=settings.training_workers)
         self.workshop = open_workshop(settings, train=train, swap=replace_live, end_training=end_trainer)
+        watch.start(settings, self.workshop)
         threading.Thread(target=self._work, name="rollouts", daemon=True).start()
 
     def process_id(self) -> int:

@@ -16,7 +16,6 @@ from lifelist.exporter.storage import open_storage
 CHECKPOINT, EXEMPLARS, EVALUATION = "checkpoint.safetensors", "exemplars.json", "evaluation.json"
 STATISTICS = "statistics.safetensors"  # only where the backbone is frozen (training/statistics.py)
 LEARNED = "learned.json"
-HELD_OUT = "reference.safetensors"  # what its graph says to gate images, and how they look (exporter/provisional.py)
 
 Memory = Mapping[str, Mapping[str, list[str]]]  # {"exemplars": {"<class id>": [image ids, best first]}, "holdout": …}
 Look = Callable[[], None]  # called every now and then while training; it may raise Cancelled

@@ -141,6 +141,13 @@ class Answering:
         return found.ids, confidence.probabilities(fitted, found)
 
 
+def held_out(registry: Registry, version: Manifest) -> HeldOut | None:
+    """What the model of a version says to held-out images; None of one that was made before that was kept."""
+    if all(entry.name != provisional.HELD_OUT for entry in version.files):
+        return None
+    return HeldOut.from_bytes(registry.read(version, provisional.HELD_OUT))
+
+
 def _provisional(registry: Registry, manifest: Manifest) -> Provisional | None:
     if all(entry.name != provisional.FILE for entry in manifest.files):
         return None

@@ -18,6 +18,7 @@ from lifelist.exporter.errors import Corrupt, few
 from lifelist.exporter.fold import Floats
 
 FILE = "provisional.json"  # of a version that has any
+HELD_OUT = "reference.safetensors"  # what a version's graph says to held-out images, and how they look
 ROUNDING = 1e-5  # so that a draw is none in 32 bits
 
 

@@ -83,7 +83,7 @@ def app(catalog: Catalog) -> FastAPI:
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        dependencies=[Depends(no_parameters)],
+        dependencies=[Depends(known_parameters)],
         exception_handlers=HANDLERS,
     )
     made.state.catalog = catalog
@@ -91,10 +91,16 @@ def app(catalog: Catalog) -> FastAPI:
     return made
 
 
-async def no_parameters(request: Request) -> None:
-    """BadInput for any query parameter: none of these routes, nor of those that are added, has one."""
-    for name in request.query_params:
-        raise BadInput(f"there is no parameter {name[:80]!r}; {request.method} {request.url.path[:80]} has none")
+async def known_parameters(request: Request) -> None:
+    """BadInput for a query parameter that the route does not declare, or that is given twice."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    given = [name for name, _ in request.query_params.multi_items()]
+    for name in given:
+        if name not in known:
+            there = f"there are {', '.join(known)}" if known else f"{request.method} {request.url.path[:80]} has none"
+            raise BadInput(f"there is no parameter {name[:80]!r}; {there}")
+        if given.count(name) > 1:
+            raise BadInput(f"the parameter {name} is given twice; once is enough")
 
 
 def the_catalog(request: Request) -> Catalog:

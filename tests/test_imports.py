@@ -15,6 +15,7 @@ FORBIDDEN = {
     "exporter": {
         "lifelist.serving",
         "lifelist.training",
+        "lifelist.monitoring",
         "lifelist.deploy",
         "lifelist.benchmarks",
         "ray",
@@ -22,7 +23,8 @@ FORBIDDEN = {
         "torchvision",
     },
     "training": {"lifelist.serving", "lifelist.deploy", "lifelist.benchmarks", "ray", "faiss", "onnxruntime"},
-    "serving": {"lifelist.training", "lifelist.deploy", "lifelist.benchmarks", "torch", "torchvision"},
+    "serving": {"lifelist.training", "lifelist.monitoring", "lifelist.deploy", "lifelist.benchmarks", "torch", "torchvision"},
+    "monitoring": {"lifelist.training", "lifelist.deploy", "lifelist.benchmarks", "ray", "torch", "torchvision"},
     "deploy": set(),
     "client": {"lifelist.serving", "lifelist.training", "lifelist.deploy", "lifelist.benchmarks"},
     "benchmarks": {"lifelist.deploy"},

@@ -14,13 +14,13 @@ from test_provisional import held
 
 from lifelist.deploy import changes, enrol
 from lifelist.deploy.settings import ExampleOptions
-from lifelist.deploy.workshop import HELD_OUT, Workshop, open_workshop
+from lifelist.deploy.workshop import Workshop, open_workshop
 from lifelist.exporter import session
 from lifelist.exporter.errors import BadManifest
 from lifelist.exporter.fold import unit
 from lifelist.exporter.manifest import KnownScores, Manifest
 from lifelist.exporter.preprocess import decode
-from lifelist.exporter.provisional import HeldOut, Provisional
+from lifelist.exporter.provisional import HELD_OUT, HeldOut, Provisional
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.unknowns import LEAST, calibrate, unknown_scores
 from lifelist.serving.options import ServingOptions

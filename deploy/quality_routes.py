@@ -1,0 +1,151 @@
+"""Watching over HTTP: accuracy from every source with its intervals, drift, alarms, and what happened."""
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Any, Literal, cast
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Query
+
+from lifelist.client.answers import (
+    AlarmList,
+    AlarmState,
+    DriftTest,
+    DriftTests,
+    Figure,
+    NoticeRow,
+    Notices,
+    Point,
+    QualityCurve,
+    QualityOf,
+)
+from lifelist.deploy.desk import With
+from lifelist.deploy.naming import names
+from lifelist.deploy.workshop import Workshop
+from lifelist.exporter.errors import BadInput, Unavailable
+from lifelist.exporter.manifest import Manifest
+from lifelist.monitoring import figures, notices, quality, tables, times
+from lifelist.monitoring.figures import NONE
+from lifelist.monitoring.quality import Asked
+
+routes = APIRouter(tags=["quality"])
+
+LARGEST = 2**31 - 1
+
+Moment = Annotated[str, Query(max_length=40, description="RFC 3339, or so long ago: 90m, 24h, 7d")]
+GroupName = Literal["all", "old", "new", "unseen", "class"]
+SourceName = Literal["feedback", "audit", "probe", "estimated"]
+VersionNumber = Annotated[int | None, Query(ge=1, le=LARGEST)]
+
+
+@routes.get("/v1/quality")
+def quality_of(
+    workshop: With,
+    since: Moment = "24h",
+    until: Moment | None = None,
+    group: GroupName | None = None,
+    source: SourceName | None = None,
+    version: VersionNumber = None,
+) -> QualityOf:
+    """How right the answers of a time were: by the version that gave them, by source, of all, old and new classes.
+
+    `group=class` has a row for each class: its recall.
+    """
+    asked, live = _asked(since, until, group, source, version), _live(workshop)
+    rows = _shown(workshop, quality.totals(workshop.store, workshop.registry, asked), live)
+    return {**_times(asked), "live": live.version, "figures": [row for _, row in rows]}
+
+
+@routes.get("/v1/quality/curve")
+def quality_curve(
+    workshop: With,
+    since: Moment = "24h",
+    until: Moment | None = None,
+    group: GroupName | None = None,
+    source: SourceName | None = None,
+    version: VersionNumber = None,
+) -> QualityCurve:
+    """The same figures stretch by stretch, at most some hundred of them."""
+    asked, live = _asked(since, until, group, source, version), _live(workshop)
+    rows = _shown(workshop, quality.curve(workshop.store, workshop.registry, asked), live)
+    points = [cast(Point, {"at": at, **row}) for at, row in rows]
+    return {**_times(asked), "live": live.version, "seconds": asked.seconds, "points": points}
+
+
+@routes.get("/v1/alarms")
+def alarms(workshop: With) -> AlarmList:
+    """What is wrong now, and what was."""
+    found = sorted(notices.alarms(workshop.store), key=lambda one: (one.state != "raised", one.name))
+    shown = [{"name": one.name, "state": one.state, "since": one.since, "message": one.message} for one in found]
+    return {"alarms": cast(list[AlarmState], shown)}
+
+
+@routes.get("/v1/drift")
+def drift(workshop: With) -> DriftTests:
+    """Whether what the live version is asked looks as what it was held against: the latest result of each test."""
+    live, c = _live(workshop), tables.drift.c
+    latest = (
+        sa.select(c.window, c.test, sa.func.max(c.at).label("at"))
+        .where(c.version == live.version)
+        .group_by(c.window, c.test)
+        .subquery()
+    )
+    same = (c.window == latest.c.window) & (c.test == latest.c.test) & (c.at == latest.c.at)
+    query = sa.select(tables.drift).join(latest, same).where(c.version == live.version).order_by(c.window, c.test)
+    with workshop.store.reading() as connection:
+        rows = [cast(DriftTest, dict(row._mapping)) for row in connection.execute(query)]
+    return {"live": live.version, "tests": rows}
+
+
+@routes.get("/v1/notices")
+def noticed(
+    workshop: With,
+    after: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Notices:
+    """What happened, the latest first: swaps, alarms raised and over, rollbacks. `after`: only those with a larger id."""
+    return {"notices": [cast(NoticeRow, asdict(one)) for one in notices.told(workshop.store, after, limit)]}
+
+
+def _asked(since: str, until: str | None, group: Any, source: Any, version: int | None) -> Asked:
+    now = time.time()
+    begins, ends = times.moment(since, now), now if until is None else times.moment(until, now)
+    if begins >= ends:
+        raise BadInput(f"since ({times.text(begins)}) should be before until ({times.text(ends)})")
+    return Asked(
+        since=begins,
+        until=ends,
+        groups=("all", "old", "new", "unseen") if group is None else (group,),
+        sources=None if source is None else (source,),
+        versions=None if version is None else (version,),
+    )
+
+
+def _live(workshop: Workshop) -> Manifest:
+    if (live := workshop.live) is None:
+        raise Unavailable("no version is live; make one: lifelist base DATA")
+    return live
+
+
+def _times(asked: Asked) -> Any:
+    return {"since": times.text(asked.since), "until": times.text(asked.until)}
+
+
+def _shown(workshop: Workshop, found: list[figures.Figure], live: Manifest) -> list[tuple[str, Figure]]:
+    called, shown = names(workshop, live), []
+    for one in found:
+        share = quality.share(one, workshop.registry)
+        is_class = one.class_id != NONE
+        row: Figure = {
+            "version": one.version,
+            "source": one.source,
+            "group": one.group,
+            "class_id": one.class_id if is_class else None,
+            "name": called.known(one.class_id).name if is_class else None,
+            "images": one.images,
+            "ratio": None if one.group == "unseen" else share.ratio,
+            "low": None if one.group == "unseen" else share.low,
+            "high": None if one.group == "unseen" else share.high,
+        }
+        shown.append((one.at, row))
+    return shown

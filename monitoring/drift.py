@@ -1,0 +1,140 @@
+"""Whether images differ from those a version was held against: tests, their correction for being many, and hysteresis.
+
+Like is compared with like: from reference and window as many images are taken of each class that they were answered as.
+So a change of which classes come is found by the test of class shares, and disturbs no other. Windows are so many
+answers long, not so many seconds: what a test can find is the same by day and by night.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+from scipy.spatial import distance
+
+from lifelist.exporter.fold import Floats
+from lifelist.exporter.imagery import LOOKS
+from lifelist.monitoring.seen import Column, Seen
+
+TESTS = ("embedding", "confidence", "margin", "unknown", *LOOKS, "classes")
+LEAST = 30  # images of each side, to test anything
+MOST = 500  # images of each side go into a test; more would find differences that nobody cares for
+PERMUTATIONS = 999
+EXPECTED = 5.0  # images of a class; rarer ones are counted together
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """One test of one window."""
+
+    test: str
+    images: int  # of each side
+    score: float  # how different: 0 not at all
+    p_value: float
+    rejected: bool = False  # after the correction
+
+
+def compare(reference: Seen, window: Seen, random: np.random.Generator) -> list[Tested]:
+    """All tests of what single images show; none where fewer than LEAST of each side are comparable."""
+    pair = matched(reference.best, window.best, random)
+    if len(pair[0]) < LEAST:
+        return []
+    then, now = reference.of(pair[0]), window.of(pair[1])
+    score, p_value = mmd(then.embedding, now.embedding, then.best, random)
+    found = [Tested("embedding", len(then), score, p_value)]
+    columns = {name: (getattr(then, name), getattr(now, name)) for name in ("confidence", "margin", "unknown")}
+    columns |= {name: (then.looks[:, k], now.looks[:, k]) for k, name in enumerate(LOOKS)}
+    for name, (one, other) in columns.items():
+        if not (np.isnan(one).any() or np.isnan(other).any()):  # a version that was not calibrated
+            statistic, p_value = stats.ks_2samp(one, other, method="asymp")
+            found.append(Tested(name, len(one), float(statistic), float(p_value)))
+    return found
+
+
+def matched(
+    one: npt.NDArray[np.int64], other: npt.NDArray[np.int64], random: np.random.Generator
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Places in both, drawn at random, so that both have as many of each class, in the same order; MOST at most."""
+    pairs: list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]] = []
+    for class_id in np.intersect1d(one, other):
+        places = [random.permutation(np.flatnonzero(side == class_id)) for side in (one, other)]
+        count = min(map(len, places))
+        pairs.append((places[0][:count], places[1][:count]))
+    if not pairs:
+        nothing = np.zeros(0, np.intp)
+        return nothing, nothing
+    first, second = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    chosen = np.sort(random.permutation(len(first))[:MOST])
+    return first[chosen], second[chosen]
+
+
+def mmd(
+    one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.random.Generator
+) -> tuple[float, float]:
+    """(maximum mean discrepancy, p-value) of two sets M×D whose rows k are of the same class (Gretton et al., JMLR 2012).
+
+    Gaussian kernel, as wide as the median distance. The p-value is that of permutations which exchange rows of one class
+    only, since classes do not differ by how the rows were chosen.
+    """
+    both = np.concatenate([one, other]).astype(np.float64)
+    squared = np.maximum(distance.cdist(both, both, "sqeuclidean"), 0)
+    width = float(np.median(squared[np.triu_indices(len(both), 1)])) or 1.0
+    kernel = np.exp(-squared / width)
+    np.fill_diagonal(kernel, 0)  # unbiased up to a constant, which permutations share
+    signs = np.empty((PERMUTATIONS + 1, len(both)))
+    signs[0] = np.repeat([1.0, -1.0], len(one))
+    for class_id in np.unique(classes):
+        places = np.flatnonzero(np.concatenate([classes, classes]) == class_id)
+        signs[1:, places] = random.permuted(np.tile(signs[0, places], (PERMUTATIONS, 1)), axis=1)
+    found = np.einsum("pn,pn->p", signs @ kernel, signs) / len(one) ** 2
+    as_extreme = int((found[1:] >= found[0] - 1e-12).sum())
+    return float(np.sqrt(max(0.0, found[0]))), (1 + as_extreme) / (PERMUTATIONS + 1)
+
+
+def shares(then: Mapping[int, int], now: Mapping[int, int], known: Sequence[int]) -> Tested | None:
+    """Whether classes come in other shares: counts by class id, of classes that both sides know. None: too few."""
+    counts = np.array([[side.get(class_id, 0) for class_id in known] for side in (then, now)], np.float64)
+    counts = counts[:, counts.sum(axis=0) > 0]
+    if counts.shape[1] < 2 or counts.sum(axis=1).min() < LEAST:
+        return None
+    expected = counts.sum(axis=0) * counts.sum(axis=1).min() / counts.sum()
+    rare = expected < EXPECTED
+    if rare.any():
+        counts = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
+    if counts.shape[1] < 2:
+        return None
+    counts = counts[:, counts.sum(axis=0) > 0]
+    p_value = float(stats.chi2_contingency(counts).pvalue)
+    score = float(distance.jensenshannon(*counts, base=2))
+    return Tested("classes", int(counts[1].sum()), score, p_value)
+
+
+def corrected(found: Sequence[Tested], rate: float) -> list[Tested]:
+    """The same, with those rejected that Benjamini & Hochberg's procedure (1995) rejects at this rate."""
+    if not found:
+        return []
+    adjusted = stats.false_discovery_control([one.p_value for one in found])
+    return [replace(one, rejected=bool(p <= rate)) for one, p in zip(found, adjusted, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Whether something is wrong. It takes several looks in a row to say so, and several to take it back."""
+
+    raised: bool = False
+    in_a_row: int = 0  # looks that spoke for the other state
+
+    def after(self, rejected: bool, raise_after: int, clear_after: int) -> "Alarm":
+        """What it is after one more look."""
+        if rejected == self.raised:
+            return Alarm(self.raised)
+        if self.in_a_row + 1 >= (raise_after if rejected else clear_after):
+            return Alarm(rejected)
+        return Alarm(self.raised, self.in_a_row + 1)
+
+
+def counted(best: npt.NDArray[np.int64]) -> Counter[int]:
+    """Images by the class that they were answered as."""
+    return Counter(best.tolist())

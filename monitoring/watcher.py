@@ -1,0 +1,250 @@
+"""Looks at the answers of a running server, again and again: what they estimate, whether images drift, what probes say.
+
+It is told how to ask (replicas, probes, gate images), so that a test can let days go by. Nothing here is on the way of
+an answer: whatever fails is told and tried again at the next look.
+"""
+
+import functools
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lifelist.exporter.answering import Answering, held_out
+from lifelist.exporter.errors import LifelistError
+from lifelist.exporter.imagery import looks
+from lifelist.exporter.manifest import AnswerKind, Manifest
+from lifelist.exporter.provisional import HeldOut
+from lifelist.exporter.registry import Ref, Registry
+from lifelist.exporter.session import MODEL
+from lifelist.monitoring import drift, feedback, figures, notices, probe, seen, tables, times
+from lifelist.monitoring.database import Database, put
+from lifelist.monitoring.figures import HOUR, MINUTE, stretch
+from lifelist.monitoring.intervals import Share
+from lifelist.monitoring.options import MonitoringOptions
+from lifelist.monitoring.probe import GateImage, Probed
+from lifelist.monitoring.seen import Seen
+from lifelist.serving.observed import Observations
+
+log = logging.getLogger(__name__)
+
+COMPACT_EVERY_S = 3600.0
+WINDOWS = ("short", "long")
+DECAY = 0.98  # of the counts of classes, with each window: what was answered fifty windows ago counts a third
+
+Observe = Callable[[], Sequence[Observations]]
+Probe = Callable[[Sequence[GateImage]], Sequence[Probed]]
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """How the rest of the world is asked."""
+
+    observe: Observe  # what replicas answered since the last time
+    probe: Probe  # what the server answers to gate images
+    gate: Callable[[], Sequence[GateImage]]  # those that there are
+
+
+@dataclass(slots=True)
+class _Windows:
+    """What was answered of late by one version in one way: short windows one after the other, and a long one."""
+
+    pending: dict[str, list[Seen]] = field(default_factory=lambda: {name: [] for name in WINDOWS})
+
+    def full(self, name: str, length: int, more: Seen) -> list[Seen]:
+        """Add what was seen; the windows that are full by that."""
+        parts = [*self.pending[name], more]
+        if sum(map(len, parts)) < length:
+            self.pending[name] = parts
+            return []
+        whole = Seen.together(parts)
+        count = len(whole) // length
+        rest = whole.of(slice(count * length, None))
+        self.pending[name] = [rest] if len(rest) else []
+        return [whole.of(slice(k * length, (k + 1) * length)) for k in range(count)]
+
+
+class Watcher:
+    """One for each server. `look` is called every few seconds, by one thread."""
+
+    def __init__(
+        self, database: Database, registry: Registry, options: MonitoringOptions, outside: Outside, seed: int | None = None
+    ) -> None:
+        self.database, self.registry, self.options, self.outside = database, registry, options, outside
+        self.alarms = notices.Alarms(database)
+        self.random = np.random.default_rng(seed)
+        self._windows: dict[tuple[int, AnswerKind], _Windows] = {}
+        self._classes: Counter[int] = Counter()  # answered before the window: what class shares are compared with
+        self._live: Ref | None = None
+        self._classes_changed_at = 0.0
+        self._probed_at = 0.0
+        self._compacted_at = 0.0
+        self.answering = functools.lru_cache(4)(functools.partial(Answering.of, registry))
+        self.reference = functools.lru_cache(4)(self._reference)
+
+    def look(self, at: float) -> None:
+        """One look; at: now, a Unix time."""
+        self._follow(at)
+        for observations in self.outside.observe():
+            if len(observations.ids):
+                self._seen(observations, at)
+        if self._is_due(at):
+            self.probe(at)
+        if at - self._compacted_at >= COMPACT_EVERY_S:
+            self._compacted_at = at
+            feedback.compact(self.database, self.registry, self.options.label_days, at)
+            figures.compact(self.database, self.options, at)
+
+    # What is live
+
+    def _follow(self, at: float) -> None:
+        ref = self.registry.ref("live")
+        if ref is None or ref == self._live:
+            return
+        before, self._live = self._live, ref
+        now = self.registry.manifest(ref.version)
+        if before is not None:
+            then = self.registry.manifest(before.version)
+            named, named_before = ({entry.id for entry in manifest.answerable} for manifest in (now, then))
+            if named != named_before:
+                self._classes_changed_at = at
+            came, went = len(named - named_before), len(named_before - named)
+            message = f"version {now.version} is live, after version {then.version}: {came} classes more, {went} less"
+            notices.tell(self.database, "swap", message, now.version, before=then.version, at=ref.at)
+        self._probed_at = 0.0  # at once
+        for key in [key for key in self._windows if key[0] != ref.version]:
+            del self._windows[key]
+
+    @property
+    def live(self) -> Manifest | None:
+        """The version that is live, as it was last looked at."""
+        return None if self._live is None else self.registry.manifest(self._live.version)
+
+    # What was answered
+
+    def _seen(self, observations: Observations, at: float) -> None:
+        answering = self.answering(observations.version)
+        raw = observations.logits, observations.embedding, looks(observations.images)
+        found, believed = seen.see(answering, observations.kind, *raw)
+        if believed is not None:
+            stretches = [(stretch(at, seconds), seconds) for seconds in (MINUTE, HOUR)]
+            estimated = seen.estimated(answering, believed, observations.answered, stretches[0], stretches[1])
+            with self.database.writing() as connection:
+                figures.add(connection, estimated)
+        if self._live is None or observations.version != self._live.version:
+            return
+        windows = self._windows.setdefault((observations.version, observations.kind), _Windows())
+        for name, length in zip(WINDOWS, (self.options.window, self.options.long_window), strict=True):
+            for window in windows.full(name, length, found):
+                self._test(answering, observations.kind, name, window, at)
+
+    def _reference(self, version: int, kind: AnswerKind) -> Seen | None:
+        held: HeldOut | None = held_out(self.registry, self.registry.manifest(version))
+        return None if held is None else seen.reference(self.answering(version), kind, held)
+
+    def _test(self, answering: Answering, kind: AnswerKind, name: str, window: Seen, at: float) -> None:
+        """Hold a window against the version's reference, and its classes against those answered before."""
+        reference = self.reference(answering.version, kind)
+        found = [] if reference is None else drift.compare(reference, window, self.random)
+        if name == "short":
+            now = drift.counted(window.best)
+            known = sorted(entry.id for entry in answering.manifest.answerable)
+            if (tested := drift.shares(self._classes, now, known)) is not None:
+                found.append(tested)
+            self._classes = Counter({k: n * DECAY for k, n in self._classes.items() if n > 0.01}) + now
+        found = drift.corrected(found, self.options.false_alarms)
+        rows = [
+            {"at": times.text(at), "version": answering.version, "window": name, "test": one.test, "images": one.images,
+             "score": one.score, "p_value": one.p_value, "rejected": one.rejected}
+            for one in found
+        ]  # fmt: skip
+        with self.database.writing() as connection:
+            put(connection, tables.drift, rows)
+        held = at - self._classes_changed_at < self.options.hold_s
+        for one in found:
+            self.alarms.look(
+                f"drift.{one.test}.{name}",
+                one.rejected and not held,
+                f"{one.test} of the last {len(window)} answers is not as it was: {one.score:.3f}, p {one.p_value:.4f}",
+                answering.version,
+                self.options.raise_after,
+                self.options.clear_after,
+                score=one.score,
+                p_value=one.p_value,
+            )
+
+    # Probes
+
+    def _is_due(self, at: float) -> bool:
+        every = self.options.probe_every_s
+        if not self.options.probe_images or self._live is None:
+            return False
+        return self._probed_at == 0.0 or (every > 0 and at - self._probed_at >= every)
+
+    def probe(self, at: float) -> None:
+        """Send gate images through the live path, and judge what comes back."""
+        self._probed_at = at
+        live = self.live
+        assert live is not None
+        named = {entry.id for entry in live.answerable}
+        instead = live.instead
+        images = [image for image in self.outside.gate() if instead.get(image.class_id, image.class_id) in named]
+        chosen = probe.choose(images, self.options.probe_images)
+        if not chosen:
+            return
+        try:
+            answered = list(self.outside.probe(chosen))
+        except LifelistError as error:
+            self.alarms.look("probe.failed", True, str(error), live.version)
+            return
+        self.alarms.look("probe.failed", False, "probes are answered", live.version)
+        shares = probe.record(self.database, self.registry, answered, at)
+        if (share := shares.get(live.version)) is not None:
+            self._judge(live, share)
+
+    def _judge(self, live: Manifest, share: Share) -> None:
+        """Whether the live version is as good as its held-out images said, and as the one before on old classes."""
+        assert share.ratio is not None
+        assert share.high is not None
+        reference = self._promised(live)
+        if reference is not None:
+            self.alarms.look(
+                "accuracy.probe",
+                share.high < reference - self.options.loss,
+                f"version {live.version} is right on {share.ratio:.1%} of {share.total:.0f} gate images (at most "
+                f"{share.high:.1%}); on held-out images it was on {reference:.1%} when it was made",
+                live.version,
+                accuracy=share.ratio,
+            )
+        changes = [(before, probe.change(self.database, before, live)) for before in self._before(live)]
+        found = [(change.high, before, change) for before, change in changes if change is not None]
+        if found:
+            _, before, worst = min(found, key=lambda one: one[0])
+            self.alarms.look(
+                "accuracy.old",
+                worst.high < -self.options.loss,
+                f"version {live.version} is right on {-worst.difference:.1%} less of {worst.total} gate images of "
+                f"classes that version {before.version} knew ({-worst.high:.1%} to {-worst.low:.1%})",
+                live.version,
+                before=before.version,
+                change=worst.difference,
+            )
+
+    def _promised(self, live: Manifest) -> float | None:
+        """Accuracy on its held-out images, as it answers by default, when it was made."""
+        held = held_out(self.registry, live)
+        if held is None or not len(held.labels):
+            return None
+        reference = self.reference(live.version, live.default_answer)
+        assert reference is not None
+        instead = live.instead
+        return float(np.mean([instead.get(t, t) == b for t, b in zip(held.labels.tolist(), reference.best.tolist(), strict=True)]))
+
+    def _before(self, live: Manifest) -> list[Manifest]:
+        """The version that was live before this one, and the last one of another model: it may have harmed long since."""
+        earlier = dict.fromkeys(ref.version for ref in reversed(self.registry.history("live")))
+        manifests = [self.registry.manifest(version) for version in earlier if version != live.version]
+        others = [found for found in manifests if found.file(MODEL).sha256 != live.file(MODEL).sha256]
+        return list({found.version: found for found in (*manifests[:1], *others[:1])}.values())
