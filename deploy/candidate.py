@@ -25,7 +25,7 @@ from lifelist.exporter.errors import Failed, Moved
 from lifelist.exporter.imagery import looks
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Int8, Manifest, Parity, Preprocess
-from lifelist.exporter.provisional import HELD_OUT, HeldOut
+from lifelist.exporter.provisional import HELD_OUT, HELD_OUT_INT8, HeldOut
 from lifelist.exporter.registry import Registry
 from lifelist.training.data import GATE
 from lifelist.training.increment import load_network
@@ -59,7 +59,7 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         EVALUATION: json.dumps(learned.evaluation).encode(),
         LEARNED: json.dumps(sorted(_learned_images(workshop, rollout, task))).encode(),
     }
-    if (held := _held_out(files[session.MODEL], task, learned)) is not None:
+    if (held := held_out(files[session.MODEL], task, learned)) is not None:
         files[HELD_OUT] = held.as_bytes()
     if learned.statistics is not None:
         files[STATISTICS] = learned.statistics
@@ -94,8 +94,8 @@ def _gone(parent: Manifest, learned: Learned) -> tuple[ClassEntry, ...]:
     return tuple(entry for entry in parent.entries if entry.retired or entry.merged_into in rows)
 
 
-def _held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
-    """What the graph says to gate images, of all classes alike; None if there are none."""
+def held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
+    """What a graph says to gate images, of all classes alike; None if there are none."""
     gate = (task.roles == GATE).nonzero()[:, 0]
     if not len(gate):
         return None
@@ -160,7 +160,8 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     files |= {e.name: candidates.read(candidate, e.name) for e in candidate.files if e.name not in files}
     int8 = Int8(**rollout.facts["int8"]) if "int8" in rollout.facts else None
     if int8 is not None and int8.used:
-        files[session.INT8] = (workshop.folder(rollout.id) / session.INT8).read_bytes()
+        folder = workshop.folder(rollout.id)
+        files |= {name: (folder / name).read_bytes() for name in (session.INT8, HELD_OUT_INT8) if (folder / name).exists()}
     draft = dataclasses.replace(
         candidate,
         parent=parent,

@@ -141,11 +141,12 @@ class Answering:
         return found.ids, confidence.probabilities(fitted, found)
 
 
-def held_out(registry: Registry, version: Manifest) -> HeldOut | None:
-    """What the model of a version says to held-out images; None of one that was made before that was kept."""
-    if all(entry.name != provisional.HELD_OUT for entry in version.files):
+def held_out(registry: Registry, version: Manifest, precision: str = "fp32") -> HeldOut | None:
+    """What the model of a version says to held-out images, in fp32 or int8; None of one that did not keep that."""
+    name = provisional.HELD_OUT_INT8 if precision == "int8" else provisional.HELD_OUT
+    if all(entry.name != name for entry in version.files):
         return None
-    return HeldOut.from_bytes(registry.read(version, provisional.HELD_OUT))
+    return HeldOut.from_bytes(registry.read(version, name))
 
 
 def _provisional(registry: Registry, manifest: Manifest) -> Provisional | None:

@@ -19,6 +19,7 @@ from lifelist.exporter.fold import Floats
 
 FILE = "provisional.json"  # of a version that has any
 HELD_OUT = "reference.safetensors"  # what a version's graph says to held-out images, and how they look
+HELD_OUT_INT8 = "reference.int8.safetensors"  # the same of its graph in 8 bits, if that is used
 ROUNDING = 1e-5  # so that a draw is none in 32 bits
 
 

@@ -75,7 +75,7 @@ class Watcher:
         self.database, self.registry, self.options, self.outside = database, registry, options, outside
         self.alarms = notices.Alarms(database)
         self.random = np.random.default_rng(seed)
-        self._windows: dict[tuple[int, AnswerKind], _Windows] = {}
+        self._windows: dict[tuple[int, AnswerKind, str], _Windows] = {}
         self._classes: Counter[int] = Counter()  # answered before the window: what class shares are compared with
         self._live: Ref | None = None
         self._classes_changed_at = 0.0
@@ -135,18 +135,18 @@ class Watcher:
                 figures.add(connection, estimated)
         if self._live is None or observations.version != self._live.version:
             return
-        windows = self._windows.setdefault((observations.version, observations.kind), _Windows())
+        key = observations.version, observations.kind, observations.precision
+        windows = self._windows.setdefault(key, _Windows())
         for name, length in zip(WINDOWS, (self.options.window, self.options.long_window), strict=True):
             for window in windows.full(name, length, found):
-                self._test(answering, observations.kind, name, window, at)
+                self._test(answering, self.reference(*key), name, window, at)
 
-    def _reference(self, version: int, kind: AnswerKind) -> Seen | None:
-        held: HeldOut | None = held_out(self.registry, self.registry.manifest(version))
+    def _reference(self, version: int, kind: AnswerKind, precision: str) -> Seen | None:
+        held: HeldOut | None = held_out(self.registry, self.registry.manifest(version), precision)
         return None if held is None else seen.reference(self.answering(version), kind, held)
 
-    def _test(self, answering: Answering, kind: AnswerKind, name: str, window: Seen, at: float) -> None:
+    def _test(self, answering: Answering, reference: Seen | None, name: str, window: Seen, at: float) -> None:
         """Hold a window against the version's reference, and its classes against those answered before."""
-        reference = self.reference(answering.version, kind)
         found = [] if reference is None else drift.compare(reference, window, self.random)
         if name == "short":
             now = drift.counted(window.best)
@@ -237,7 +237,7 @@ class Watcher:
         held = held_out(self.registry, live)
         if held is None or not len(held.labels):
             return None
-        reference = self.reference(live.version, live.default_answer)
+        reference = self.reference(live.version, live.default_answer, "fp32")
         assert reference is not None
         instead = live.instead
         return float(np.mean([instead.get(t, t) == b for t, b in zip(held.labels.tolist(), reference.best.tolist(), strict=True)]))

@@ -22,6 +22,7 @@ class Observations:
 
     version: int
     kind: AnswerKind
+    precision: str  # of the graph: fp32 or int8
     answered: int  # images of which these are a sample
     ids: tuple[str, ...]  # of the predictions
     at: npt.NDArray[np.float64]  # Unix times, seconds
@@ -31,6 +32,7 @@ class Observations:
     images: Pixels  # N×S×S×3, as the model saw them
 
 
+_Key = tuple[int, AnswerKind, str]  # version, kind, precision
 _Row = tuple[str, float, int, Floats, Floats, Pixels]
 
 
@@ -47,13 +49,13 @@ class Observed:
     def __init__(self, most: int = MOST, seed: int | None = None) -> None:
         self.most = most
         self._draw = random.Random(seed).random
-        self._samples: dict[tuple[int, AnswerKind], _Sample] = {}
+        self._samples: dict[_Key, _Sample] = {}
 
     def note(self, answer: Answer, ids: Sequence[str]) -> None:
         """An answer was given, with these ids for its images. What is kept is copied: the batch is not kept alive."""
         if not self.most:
             return
-        key = answer.loaded.version, answer.kind
+        key = answer.loaded.version, answer.kind, answer.loaded.precision
         sample = self._samples.get(key)
         if sample is None:
             each = answer.images[0].nbytes + answer.logits[0].nbytes + answer.embedding[0].nbytes
@@ -69,15 +71,14 @@ class Observed:
     def take(self) -> list["Taken"]:
         """What was seen since the last time. Made into arrays by `arrays`, in any thread."""
         samples, self._samples = self._samples, {}
-        return [Taken(*key, sample.answered, sample.rows) for key, sample in samples.items()]
+        return [Taken(key, sample.answered, sample.rows) for key, sample in samples.items()]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Taken:
     """Observations, row by row."""
 
-    version: int
-    kind: AnswerKind
+    key: _Key
     answered: int
     rows: list[_Row]
 
@@ -85,8 +86,7 @@ class Taken:
         """The same, column by column."""
         ids, at, best, logits, embedding, images = zip(*self.rows, strict=True)
         return Observations(
-            self.version,
-            self.kind,
+            *self.key,
             self.answered,
             ids,
             np.array(at),
