@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from parts_rollout import add, learn, pictures, prepared
 
-from lifelist.deploy import changes, enrol, examples, feedback, rollout, withdrawn
+from lifelist.deploy import changes, enrol, examples, rollout, withdrawn
 from lifelist.deploy.naming import Names, names
 from lifelist.deploy.records import KnownClass
 from lifelist.deploy.settings import ExampleOptions
@@ -21,6 +21,8 @@ from lifelist.exporter import session
 from lifelist.exporter.errors import Conflict, LifelistError, Missing, Unavailable
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import decode
+from lifelist.monitoring import feedback
+from lifelist.serving.prediction import Prediction
 from lifelist.training.job import read_task
 
 
@@ -236,16 +238,14 @@ def test_a_change_that_could_not_go_live_is_taken_up_again(workshop: Workshop) -
 
 def test_feedback_counts_merged_classes_as_one_in_the_versions_that_say_so(workshop: Workshop) -> None:
     change(workshop, "blue", merged_into=1)
-    for number, (version, predicted, truth) in enumerate([(2, 1, 3), (3, 1, 3), (3, 1, 1), (3, 2, 3)]):
-        feedback.record(
-            workshop.store, f"p{number}", version=version, predicted=predicted, answer="linear",
-            truth=KnownClass(truth, "")
-        )  # fmt: skip
+    labels = [(2, 1, 3), (3, 1, 3), (3, 1, 1), (3, 2, 3), (4, 1, 2)]
+    for number, (version, predicted, truth) in enumerate(labels):
+        made = Prediction(version, predicted, "linear", 1000.0)
+        feedback.record(workshop.store, f"p{number}", made, truth, label_days=90, at=1001.0)
     change(workshop, "green", retired=True)
-    feedback.record(workshop.store, "q", version=4, predicted=1, answer="linear", truth=KnownClass(2, ""))
-    rows = feedback.accuracy(workshop.store, workshop.registry)
-    found = {(row.version, row.group): (row.correct, row.total) for row in rows}
-    assert (found[2, "all"], found[3, "all"], found[4, "unseen"]) == ((0, 1), (2, 3), (0, 1))
+    found = feedback.figures(workshop.store, workshop.registry, 0, 2000)
+    of_all = {(one.version, one.group): (one.right, one.total) for one in found if one.group in ("all", "unseen")}
+    assert of_all == {(2, "all"): (0, 1), (3, "all"): (2, 3), (4, "unseen"): (0, 1)}
 
 
 # ---- the next increment

@@ -458,8 +458,10 @@ def test_feedback_counts_for_the_version_that_answered(client: Client, server: S
         "version": 1, "predicted": {"id": 1, "name": "heron"}, "truth": {"id": 1, "name": "heron"}, "correct": True,
     }  # fmt: skip
     assert not client.feedback(answers[1]["prediction_id"], 3)["correct"]  # a class may be named by its id
-    assert metric(client, "lifelist_accuracy_ratio", group="all", version="1") == 0.5
-    assert metric(client, "lifelist_accuracy_labels", group="all", version="1") == 2
+    assert metric(client, "lifelist_accuracy_ratio", group="all", version="1", source="feedback") == 0.5
+    assert metric(client, "lifelist_accuracy_images", group="all", version="1", source="feedback") == 2
+    low, high = (metric(client, f"lifelist_accuracy_{end}_ratio", group="all", version="1") for end in ("lower", "upper"))
+    assert (low, high) == (pytest.approx(0.0945, abs=1e-4), pytest.approx(0.9055, abs=1e-4))  # Wilson, 1 of 2
     assert metric(client, "lifelist_accuracy_ratio", group="all", version="2") is None
     client.feedback(answers[1]["prediction_id"], "gull")  # the label was wrong, and is put right
     assert metric(client, "lifelist_accuracy_ratio", group="all", version="1") == 1.0
@@ -474,7 +476,7 @@ def test_a_class_that_the_version_could_not_know_counts_apart(client: Client) ->
     after = client.classify([("x", bird(3))])["images"][0]
     assert client.feedback(after["prediction_id"], "wren")["correct"]
     assert metric(client, "lifelist_accuracy_ratio", group="all", version="1") is None
-    assert metric(client, "lifelist_accuracy_labels", group="unseen", version="1") == 1
+    assert metric(client, "lifelist_accuracy_images", group="unseen", version="1") == 1
     assert metric(client, "lifelist_accuracy_ratio", group="new", version="2") == 1.0
     assert metric(client, "lifelist_feedback_total", outcome="unseen") == 1
 
