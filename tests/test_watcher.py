@@ -1,0 +1,216 @@
+"""The watcher looks: probes after swaps, alarms by intervals, drift against the version's own held-out images."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parts_rollout import NAMES, add, learn, pictures, settings
+
+from lifelist.deploy import enrol, examples
+from lifelist.deploy.workshop import Workshop, open_workshop
+from lifelist.exporter import answering, index, session
+from lifelist.exporter.errors import Failed
+from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.preprocess import decode
+from lifelist.monitoring import figures, notices
+from lifelist.monitoring.options import MonitoringOptions
+from lifelist.monitoring.probe import GateImage, Probed
+from lifelist.monitoring.watcher import Outside, Watcher
+from lifelist.serving.observed import Observations
+
+NOON = 1_800_000_000.0
+OPTIONS = MonitoringOptions(window=50, long_window=400, hold_s=600)
+
+
+class World:
+    """A server without its server: what is live answers, in this process, by its own graph."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self.answered: list[Observations] = []
+        self.down = False
+        self.asked: list[int] = []  # gate images in each probe
+
+    @property
+    def loaded(self) -> session.Loaded:
+        live = self.workshop.live
+        assert live is not None
+        return session.load(self.workshop.registry, live.version, provider="cpu")
+
+    def outside(self) -> Outside:
+        def observe() -> Sequence[Observations]:
+            found, self.answered = self.answered, []
+            return found
+
+        def probe(images: Sequence[GateImage]) -> Sequence[Probed]:
+            if self.down:
+                raise Failed("a probe was answered 503")
+            self.asked.append(len(images))
+            loaded = self.loaded
+            shown = examples.pixels(self.workshop, [image.sha256 for image in images], loaded.manifest.preprocess)
+            best = self._best(*loaded.run(shown), loaded)
+            return [Probed(image, loaded.version, class_id) for image, class_id in zip(images, best, strict=True)]
+
+        def gate() -> Sequence[GateImage]:
+            kept = examples.kept(self.workshop.store)
+            return [GateImage(found.sha256, found.class_id) for found in kept if found.role == "gate"]
+
+        return Outside(observe, probe, gate)
+
+    def _best(self, logits: np.ndarray, embedding: np.ndarray, loaded: session.Loaded) -> list[int]:
+        linear = loaded.manifest.default_answer == "linear"
+        rankings = loaded.linear(logits, 1) if linear else loaded.nearest_mean(embedding, 1)
+        return [ranking[0][0] for ranking in rankings]
+
+    def serve(self, images: np.ndarray) -> None:
+        """Images are asked about, as traffic."""
+        loaded = self.loaded
+        logits, embedding = loaded.run(images)
+        best = self._best(logits, embedding, loaded)
+        self.answered.append(
+            Observations(
+                loaded.version, loaded.manifest.default_answer, "fp32", len(images), tuple(map(str, range(len(images)))),
+                np.full(len(images), NOON), np.array(best), logits, embedding, images,
+            )
+        )  # fmt: skip
+
+
+@pytest.fixture
+def workshop(tmp_path: Path) -> Workshop:
+    made = open_workshop(settings(tmp_path))
+    assert learn(made, *NAMES[:2], count=200).state == "done"
+    return made
+
+
+@pytest.fixture
+def world(workshop: Workshop) -> World:
+    return World(workshop)
+
+
+def watcher(world: World, **changes: object) -> Watcher:
+    options = OPTIONS.model_copy(update=changes)
+    return Watcher(world.workshop.store, world.workshop.registry, options, world.outside(), seed=0)
+
+
+def shown(world: World, names: Sequence[str], count: int, first: int, dim: float = 1.0) -> np.ndarray:
+    """New pictures of classes, in turn; dim: how bright."""
+    files = [pictures(name, count, first) for name in names]
+    mixed = [data for together in zip(*files, strict=True) for _, data in together]
+    pixels = np.stack([decode(data, world.loaded.manifest.preprocess) for data in mixed])
+    return (pixels * dim).astype(np.uint8)
+
+
+def raised(world: World) -> list[str]:
+    return [one.name for one in notices.alarms(world.workshop.store) if one.state == "raised"]
+
+
+def told(world: World) -> list[tuple[str, int | None]]:
+    return [(one.kind, one.version) for one in reversed(notices.told(world.workshop.store))]
+
+
+def of_probes(world: World) -> dict[tuple[int, str], tuple[float, float]]:
+    found = figures.read(world.workshop.store, 0, 2 * NOON, sources=("probe",))
+    return {(one.version, one.group): (one.right, one.total) for one in figures.over(found, None)}
+
+
+def test_a_probe_asks_about_gate_images_at_the_start_then_every_few_minutes_and_after_each_swap(world: World) -> None:
+    looks = watcher(world, probe_every_s=300, probe_images=30)
+    for at in (0, 10, 299, 300, 310):
+        looks.look(NOON + at)
+    assert world.asked == [30, 30]
+    assert of_probes(world) == {(1, "all"): (60, 60), (1, "old"): (60, 60)}
+    add(world.workshop, ["blue"], count=100)
+    assert enrol.enrol(world.workshop) is not None
+    looks.look(NOON + 320)
+    assert world.asked == [30, 30, 30]
+    assert of_probes(world)[2, "all"] == (30, 30)
+    assert told(world) == [("swap", 2)]
+    assert raised(world) == []
+
+
+def broken(workshop: Workshop, live: Manifest) -> Manifest:
+    """A version that takes most of one class for the other: their means are exchanged, in part."""
+    loaded = session.load(workshop.registry, live.version)
+    means = loaded.means.means()
+    means[0] = means[1] * 0.9 + means[0] * 0.2
+    files = {answering.MEANS: index.build(loaded.means.ids, means)}
+    draft = replace(live, version=0, kind="change", parent=live.version, default_answer="nearest_mean")
+    shared = [entry for entry in live.files if entry.name not in files]
+    return workshop.registry.publish(draft, files, reuse=shared)
+
+
+def test_a_version_that_harms_old_classes_is_named_by_the_first_probe(world: World) -> None:
+    workshop, looks = world.workshop, watcher(world)
+    looks.look(NOON)
+    live = workshop.live
+    assert live is not None
+    bad = broken(workshop, live)
+    workshop.swap(bad.version, 1)
+    looks.look(NOON + 10)
+    assert "accuracy.old" in raised(world)
+    alarm = next(one for one in notices.told(workshop.store) if one.data.get("alarm") == "accuracy.old")
+    assert alarm.version == bad.version
+    assert alarm.data["before"] == live.version
+    assert "of classes that version 1 knew" in alarm.message
+    workshop.swap(live.version, 2)
+    looks.look(NOON + 20)
+    assert raised(world) == []
+    assert [kind for kind, _ in told(world)].count("cleared") >= 1
+
+
+def test_probes_that_are_not_answered_are_told_once(world: World) -> None:
+    looks = watcher(world, probe_every_s=10)
+    world.down = True
+    for at in (0, 10, 20):
+        looks.look(NOON + at)
+    assert raised(world) == ["probe.failed"]
+    assert told(world) == [("alarm", 1)]
+    again = watcher(world, probe_every_s=10)  # a watcher that was killed raises nothing anew
+    again.look(NOON + 30)
+    world.down = False
+    again.look(NOON + 40)
+    assert raised(world) == []
+    assert told(world) == [("alarm", 1), ("cleared", 1)]
+
+
+def test_quiet_traffic_raises_nothing_and_its_estimate_is_right(world: World) -> None:
+    looks = watcher(world)
+    for k in range(12):
+        world.serve(shown(world, NAMES[:2], 25, first=1000 + 25 * k))
+        looks.look(NOON + 5 * k)
+    assert raised(world) == []
+    (of_all,) = figures.over(figures.read(world.workshop.store, 0, 2 * NOON, sources=("estimated",), groups=("all",)), None)
+    assert of_all.images == 600
+    assert of_all.share.ratio == pytest.approx(1.0, abs=0.02)  # the colours are easily told
+
+
+def test_darkness_raises_an_alarm_after_two_windows_and_day_ends_it(world: World) -> None:
+    looks = watcher(world)
+    seen_after = None
+    for k in range(4):
+        world.serve(shown(world, NAMES[:2], 25, first=1000 + 25 * k, dim=0.6))
+        looks.look(NOON + k)
+        if seen_after is None and "drift.brightness.short" in raised(world):
+            seen_after = 50 * (k + 1)
+    assert seen_after == 100
+    for k in range(4):
+        world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k))
+        looks.look(NOON + 10 + k)
+    assert "drift.brightness.short" not in raised(world)
+
+
+def test_while_classes_have_just_changed_drift_raises_nothing(world: World) -> None:
+    looks = watcher(world)
+    looks.look(NOON)
+    add(world.workshop, ["blue"], count=100)
+    assert enrol.enrol(world.workshop) is not None
+    for k in range(4):
+        world.serve(shown(world, NAMES[:3], 25, first=1000 + 25 * k, dim=0.6))
+        looks.look(NOON + 10 + k)
+    assert raised(world) == []
+    for k in range(4):
+        world.serve(shown(world, NAMES[:3], 25, first=2000 + 25 * k, dim=0.6))
+        looks.look(NOON + 1000 + k)
+    assert "drift.brightness.short" in raised(world)
