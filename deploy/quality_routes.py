@@ -1,6 +1,7 @@
 """Watching over HTTP: accuracy from every source with its intervals, drift, alarms, and what happened."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
@@ -20,10 +21,10 @@ from lifelist.client.answers import (
     QualityOf,
 )
 from lifelist.deploy.desk import With
-from lifelist.deploy.naming import names
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Unavailable
 from lifelist.exporter.manifest import Manifest
+from lifelist.exporter.registry import Registry
 from lifelist.monitoring import figures, notices, quality, tables, times
 from lifelist.monitoring.figures import NONE
 from lifelist.monitoring.quality import Asked
@@ -132,7 +133,8 @@ def _times(asked: Asked) -> Any:
 
 
 def _shown(workshop: Workshop, found: list[figures.Figure], live: Manifest) -> list[tuple[str, Figure]]:
-    called, shown = names(workshop, live), []
+    titles = _titles(workshop.registry, [live.version, *{one.version for one in found if one.class_id != NONE}])
+    shown = []
     for one in found:
         share = quality.share(one, workshop.registry)
         is_class = one.class_id != NONE
@@ -141,7 +143,7 @@ def _shown(workshop: Workshop, found: list[figures.Figure], live: Manifest) -> l
             "source": one.source,
             "group": one.group,
             "class_id": one.class_id if is_class else None,
-            "name": called.known(one.class_id).name if is_class else None,
+            "name": titles.get(one.class_id) if is_class else None,
             "images": one.images,
             "ratio": None if one.group == "unseen" else share.ratio,
             "low": None if one.group == "unseen" else share.low,
@@ -149,3 +151,12 @@ def _shown(workshop: Workshop, found: list[figures.Figure], live: Manifest) -> l
         }
         shown.append((one.at, row))
     return shown
+
+
+def _titles(registry: Registry, versions: Sequence[int]) -> dict[int, str]:
+    """What classes are called: by the first of the versions that knows them."""
+    found: dict[int, str] = {}
+    for version in versions:
+        for entry in registry.manifest(version).entries:
+            found.setdefault(entry.id, entry.name)
+    return found

@@ -5,6 +5,7 @@ an answer: whatever fails is told and tried again at the next look.
 """
 
 import functools
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 
 COMPACT_EVERY_S = 3600.0
 WINDOWS = ("short", "long")
+LATEST = 100  # swaps that are looked at after a start
 DECAY = 0.98  # of the counts of classes, with each window: what was answered fifty windows ago counts a third
 
 Observe = Callable[[], Sequence[Observations]]
@@ -100,22 +102,29 @@ class Watcher:
     # What is live
 
     def _follow(self, at: float) -> None:
+        """Tell of every swap since the last look, those included that went by while nobody watched."""
         ref = self.registry.ref("live")
         if ref is None or ref == self._live:
             return
-        before, self._live = self._live, ref
-        now = self.registry.manifest(ref.version)
-        if before is not None:
-            then = self.registry.manifest(before.version)
-            named, named_before = ({entry.id for entry in manifest.answerable} for manifest in (now, then))
+        told = self._live.generation if self._live else self._told(ref)
+        for then, now in itertools.pairwise(self.registry.history("live")[-LATEST:]):
+            before, after = (self.registry.manifest(one.version) for one in (then, now))
+            named, named_before = ({entry.id for entry in manifest.answerable} for manifest in (after, before))
             if named != named_before:
-                self._classes_changed_at = at
-            came, went = len(named - named_before), len(named_before - named)
-            message = f"version {now.version} is live, after version {then.version}: {came} classes more, {went} less"
-            notices.tell(self.database, "swap", message, now.version, before=then.version, at=ref.at)
-        self._probed_at = 0.0  # at once
+                self._classes_changed_at = times.unix(now.at)
+            if now.generation > told:
+                came, went = len(named - named_before), len(named_before - named)
+                message = f"version {now.version} is live, after {then.version}: {came} classes more, {went} less"
+                facts = {"before": then.version, "generation": now.generation, "at": now.at}
+                notices.tell(self.database, "swap", message, now.version, **facts)
+        self._live, self._probed_at = ref, 0.0  # a probe at once
         for key in [key for key in self._windows if key[0] != ref.version]:
             del self._windows[key]
+
+    def _told(self, ref: Ref) -> int:
+        """The generation of `live` that was told of last; at the very first look, where it stands."""
+        last = notices.told(self.database, limit=1, kinds=("swap",))
+        return int(last[0].data["generation"]) if last else ref.generation
 
     @property
     def live(self) -> Manifest | None:
