@@ -156,7 +156,7 @@ def _shown(workshop: Workshop, found: list[figures.Figure], live: Manifest) -> l
 def _titles(registry: Registry, versions: Sequence[int]) -> dict[int, str]:
     """What classes are called: by the first of the versions that knows them."""
     found: dict[int, str] = {}
-    for version in versions:
+    for version in (number for number in versions if number in registry.versions()):
         for entry in registry.manifest(version).entries:
             found.setdefault(entry.id, entry.name)
     return found

@@ -1,5 +1,6 @@
 """The watcher looks: probes after swaps, alarms by intervals, drift against the version's own held-out images."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from lifelist.monitoring.probe import GateImage, Probed
 from lifelist.monitoring.watcher import Outside, Watcher
 from lifelist.serving.observed import Observations
 
-NOON = 1_800_000_000.0
+NOON = float(int(time.time()))  # the registry notes real times, of swaps
 OPTIONS = MonitoringOptions(window=50, long_window=400, hold_s=600)
 
 
