@@ -10,13 +10,13 @@ import httpx
 
 from lifelist.client import routes, wire
 from lifelist.client.answers import (
+    ENDED,
     Added,
     AlarmList,
     Alive,
     ClassDetail,
     Classes,
     Classified,
-    ENDED,
     Increment,
     Judged,
     Moved,

@@ -161,7 +161,9 @@ def publish(workshop: Workshop, rollout: Rollout, parent: int | None) -> Manifes
     int8 = Int8(**rollout.facts["int8"]) if "int8" in rollout.facts else None
     if int8 is not None and int8.used:
         folder = workshop.folder(rollout.id)
-        files |= {name: (folder / name).read_bytes() for name in (session.INT8, HELD_OUT_INT8) if (folder / name).exists()}
+        files |= {
+            name: (folder / name).read_bytes() for name in (session.INT8, HELD_OUT_INT8) if (folder / name).exists()
+        }
     draft = dataclasses.replace(
         candidate,
         parent=parent,

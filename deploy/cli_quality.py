@@ -15,7 +15,9 @@ BAR = 20  # characters of a bar of 100 %
 @click.option("--since", default="24h", show_default=True, help="From when on: RFC 3339, or so long ago: 90m, 24h, 7d.")
 @click.option("--until", help="Until when; unless given, now.")
 @click.option("--group", type=click.Choice(GROUPS), help="Which classes; `class`: a row for each.")
-@click.option("--source", type=click.Choice(SOURCES), help="Labels, those of the audit, probes, or estimated without any.")
+@click.option(
+    "--source", type=click.Choice(SOURCES), help="Labels, those of the audit, probes, or estimated without any."
+)
 @click.option("--of-version", "version", type=int, help="Of the answers of one version.")
 @json_option
 @click.pass_obj

@@ -183,9 +183,11 @@ def with_means(
         scale, offset = held.fit(unit(stacked[-len(enrolled) :]), workshop.settings.examples.provisional_loss)
         rows = Provisional(tuple(waiting), scale, offset)
         files[provisional.FILE] = rows.as_bytes()
-    made = Answering(manifest=replace(model, classes=classes), means=index.load(data, stacked.shape[1]), provisional=rows)
-    known = calibrate(held, unit(stacked), rows)
-    return {"classes": classes, "known_scores": known, "confidences": made.fitted(held)}, files
+    made = Answering(
+        manifest=replace(model, classes=classes), means=index.load(data, stacked.shape[1]), provisional=rows
+    )
+    scores = calibrate(held, unit(stacked), rows)
+    return {"classes": classes, "known_scores": scores, "confidences": made.fitted(held)}, files
 
 
 def class_mean(loaded: session.Loaded, images: Pixels, *, mirrored: bool) -> Floats:

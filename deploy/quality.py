@@ -1,4 +1,4 @@
-"""What the operator adds to /metrics: how right the answers were, what drifts, what feedback came, how increments stand."""
+"""What the operator adds to /metrics: how right answers were, what feedback came, alarms, increments by state."""
 
 import time
 from collections import Counter

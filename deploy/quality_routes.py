@@ -54,7 +54,8 @@ def quality_of(
     """
     asked, live = _asked(since, until, group, source, version), _live(workshop)
     rows = _shown(workshop, quality.totals(workshop.store, workshop.registry, asked), live)
-    return {**_times(asked), "live": live.version, "figures": [row for _, row in rows]}
+    begins, ends = times.text(asked.since), times.text(asked.until)
+    return {"since": begins, "until": ends, "live": live.version, "figures": [row for _, row in rows]}
 
 
 @routes.get("/v1/quality/curve")
@@ -70,7 +71,13 @@ def quality_curve(
     asked, live = _asked(since, until, group, source, version), _live(workshop)
     rows = _shown(workshop, quality.curve(workshop.store, workshop.registry, asked), live)
     points = [cast(Point, {"at": at, **row}) for at, row in rows]
-    return {**_times(asked), "live": live.version, "seconds": asked.seconds, "points": points}
+    return {
+        "since": times.text(asked.since),
+        "until": times.text(asked.until),
+        "live": live.version,
+        "seconds": asked.seconds,
+        "points": points,
+    }
 
 
 @routes.get("/v1/alarms")
@@ -104,7 +111,7 @@ def noticed(
     after: Annotated[int, Query(ge=0, le=LARGEST)] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Notices:
-    """What happened, the latest first: swaps, alarms raised and over, rollbacks. `after`: only those with a larger id."""
+    """What happened, the latest first: swaps, alarms raised and over. `after`: only those with a larger id."""
     return {"notices": [cast(NoticeRow, asdict(one)) for one in notices.told(workshop.store, after, limit)]}
 
 
@@ -126,10 +133,6 @@ def _live(workshop: Workshop) -> Manifest:
     if (live := workshop.live) is None:
         raise Unavailable("no version is live; make one: lifelist base DATA")
     return live
-
-
-def _times(asked: Asked) -> Any:
-    return {"since": times.text(asked.since), "until": times.text(asked.until)}
 
 
 def _shown(workshop: Workshop, found: list[figures.Figure], live: Manifest) -> list[tuple[str, Figure]]:

@@ -88,6 +88,7 @@ events = sa.Table(
     sqlite_autoincrement=True,
 )
 
+
 def connect(url: str) -> sa.Engine:
     """An engine on a database that has the tables. Any number of processes may open the same one at once.
 

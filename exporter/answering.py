@@ -45,7 +45,7 @@ class Answering:
 
     @classmethod
     def of(cls, registry: Registry, version: int) -> Self:
-        """A version of the registry. Missing if there is none; Corrupt if its files are altered, gone, or of another."""
+        """A version of the registry. Missing if there is none; Corrupt if its files are altered, or of another."""
         manifest = registry.manifest(version)
         means = index.load(registry.read(manifest, MEANS), manifest.embedding_dim)
         known = {entry.id for entry in manifest.classes}

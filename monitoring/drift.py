@@ -16,7 +16,7 @@ from scipy.spatial import distance
 
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.imagery import LOOKS
-from lifelist.monitoring.seen import Column, Seen
+from lifelist.monitoring.seen import Seen
 
 TESTS = ("embedding", "confidence", "margin", "unknown", *LOOKS, "classes")
 LEAST = 30  # images of each side, to test anything
@@ -70,13 +70,11 @@ def matched(
     return first[chosen], second[chosen]
 
 
-def mmd(
-    one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.random.Generator
-) -> tuple[float, float]:
-    """(maximum mean discrepancy, p-value) of two sets M×D whose rows k are of the same class (Gretton et al., JMLR 2012).
+def mmd(one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.random.Generator) -> tuple[float, float]:
+    """(maximum mean discrepancy, p-value) of two sets M×D whose rows k are of one class (Gretton et al., JMLR 2012).
 
-    Gaussian kernel, as wide as the median distance. The p-value is that of permutations which exchange rows of one class
-    only, since classes do not differ by how the rows were chosen.
+    Gaussian kernel, as wide as the median distance. The p-value is that of permutations which exchange rows within a
+    class only, since classes do not differ by how the rows were chosen.
     """
     both = np.concatenate([one, other]).astype(np.float64)
     squared = np.maximum(distance.cdist(both, both, "sqeuclidean"), 0)

@@ -10,7 +10,7 @@ sample is drawn at random among all answers: the share among its labels, each co
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
@@ -24,14 +24,16 @@ from lifelist.monitoring.options import DAY_S
 from lifelist.serving.prediction import Prediction
 
 Outcome = Literal["correct", "wrong", "unseen"]  # unseen: of a class that the version which answered could not name
-OTHERWISE = ("duplicate", "late", "orphan")  # what else becomes of a label: known already; too old; of no answer of ours
+OTHERWISE = (
+    "duplicate",
+    "late",
+    "orphan",
+)  # what else becomes of a label: known already; too old; of no answer of ours
 
 _TEXT = {MINUTE: 16, HOUR: 13, DAY: 10}  # characters of a time that all of a stretch have in common
 
 
-def record(
-    database: Database, prediction_id: str, made: Prediction, truth: int, label_days: float, at: float
-) -> bool:
+def record(database: Database, prediction_id: str, made: Prediction, truth: int, label_days: float, at: float) -> bool:
     """Note what class an answered image really was: whether that is news. Another label than before replaces it.
 
     BadInput if the answer is older than `label_days`; at: now, a Unix time.
@@ -144,14 +146,10 @@ def _counted(row: _Labels, seconds: int) -> Iterator[Figure]:
         right = float(row.correct)
         yield Figure(*key, "feedback", group, class_id, row.images, row.images, right * row.images, row.images)
         if row.audited:
-            yield Figure(
-                *key, "audit", group, class_id, row.audited, row.weight, right * row.weight, row.squares
-            )
+            yield Figure(*key, "audit", group, class_id, row.audited, row.weight, right * row.weight, row.squares)
 
 
-def _labels(
-    database: Database, registry: Registry, since: float, until: float, seconds: int
-) -> Iterator[_Labels]:
+def _labels(database: Database, registry: Registry, since: float, until: float, seconds: int) -> Iterator[_Labels]:
     c, length = tables.feedback.c, _TEXT[seconds]
     start = sa.func.substr(c.predicted_at, 1, length).label("start")
     audited = sa.func.sum(sa.case((c.weight > 0, 1), else_=0))
@@ -165,7 +163,7 @@ def _labels(
     )  # fmt: skip
     with database.reading() as connection:
         rows = connection.execute(query).all()
-    manifests: defaultdict[int, list[sa.Row[tuple[object, ...]]]] = defaultdict(list)
+    manifests: defaultdict[int, list[Any]] = defaultdict(list)
     for row in rows:
         manifests[int(row[0])].append(row)
     rest = "1970-01-01T00:00:00.000Z"[length:]
@@ -183,7 +181,10 @@ def compact(database: Database, registry: Registry, label_days: float, at: float
     """Labels of answers so old that no more is taken become figures by the day; how many that were."""
     c, before = tables.feedback.c, at - label_days * DAY_S
     before -= before % DAY
-    days = confusions(database, registry, 0, before)
+    days: Counter[tuple[str, int, int, int]] = Counter()
+    for row in _labels(database, registry, 0, before, DAY):
+        if row.counted[0][0] != "unseen":
+            days[row.at, row.manifest.version, row.truth, row.predicted] += row.images
     kept = figures(database, registry, 0, before, DAY)
     old = c.predicted_at < times.text(before)
     with database.writing() as connection:
@@ -192,8 +193,8 @@ def compact(database: Database, registry: Registry, label_days: float, at: float
         connection.execute(history_.delete().where(history_.c.prediction_id.in_(ids)))
         gone = connection.execute(tables.feedback.delete().where(old)).rowcount
         rows = [
-            {"at": times.text(before), "version": v, "source": "feedback", "truth": t, "predicted": p, "images": n}
-            for (v, t, p), n in days.items()
+            {"at": day, "version": v, "source": "feedback", "truth": t, "predicted": p, "images": n}
+            for (day, v, t, p), n in days.items()
         ]
         put(connection, tables.confusions, rows, adding=("images",))
         add(connection, kept)

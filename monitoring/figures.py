@@ -27,7 +27,7 @@ SUMS = ("images", "total", "right", "squares")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """Images of a stretch of time, one version and one group of classes: sums of weights, which are 1 but for audits."""
+    """Images of a stretch of time, a version and a group of classes: sums of weights, which are 1 but for audits."""
 
     at: str  # where the stretch begins
     seconds: int  # how long it is
@@ -117,7 +117,7 @@ def read(
 
 
 def compact(database: Database, options: MonitoringOptions, at: float) -> int:
-    """Make old figures coarser, and let go of the oldest; how many rows that saves. Nothing is counted twice or lost."""
+    """Make old figures coarser, and let go of the oldest; how many rows that saves. Nothing is counted twice."""
     c, saved = tables.figures.c, 0
     for seconds, days in ((HOUR, options.raw_days), (DAY, options.hourly_days)):
         before = stretch(at - days * DAY_S, seconds)

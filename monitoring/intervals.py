@@ -18,7 +18,7 @@ class Share:
 
     @classmethod
     def of(cls, right: float, total: float) -> Self:
-        """`right` of `total`, by Wilson's score interval (JASA 1927), which is sound for few images and shares near 1."""
+        """`right` of `total`, by Wilson's interval (JASA 1927), which is sound for few images and shares near 1."""
         if total <= 0:
             return cls(None, None, None, 0)
         ratio = min(1.0, right / total)

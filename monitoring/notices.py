@@ -67,7 +67,14 @@ class Alarms:
         self._known = {one.name: one for one in alarms(database)}
 
     def look(
-        self, name: str, wrong: bool, message: str, version: int, raise_after: int = 1, clear_after: int = 1, **data: Any
+        self,
+        name: str,
+        wrong: bool,
+        message: str,
+        version: int,
+        raise_after: int = 1,
+        clear_after: int = 1,
+        **data: Any,
     ) -> str | None:
         """One more look at an alarm: "alarm" if that raised it, "cleared" if it is over, else None."""
         before = self._known.get(name) or Raised(name, "quiet", times.now(), 0, "")

@@ -64,7 +64,9 @@ def ask(url: str, key: str, images: Sequence[GateImage], read: Callable[[str], b
             except httpx.HTTPError as error:
                 raise Failed(f"a probe of {len(chosen)} gate images was not answered: {error!r}") from error
             if answer.status_code != 200:
-                raise Failed(f"a probe of {len(chosen)} gate images was answered {answer.status_code}: {answer.text[:300]}")
+                raise Failed(
+                    f"a probe of {len(chosen)} gate images was answered {answer.status_code}: {answer.text[:300]}"
+                )
             said = answer.json()
             for image, one in zip(chosen, said["images"], strict=True):
                 yield Probed(image, int(said["version"]), int(one["classes"][0]["id"]))
@@ -72,7 +74,7 @@ def ask(url: str, key: str, images: Sequence[GateImage], read: Callable[[str], b
 
 
 def record(database: Database, registry: Registry, found: Sequence[Probed], at: float) -> dict[int, Share]:
-    """Keep what was answered, as figures and image by image: the share that was right, of each version that answered."""
+    """Keep what was answered, as figures and image by image: the share that was right, of each version."""
     shares: dict[int, Share] = {}
     figures: list[Figure] = []
     confused: Counter[tuple[int, int, int]] = Counter()

@@ -67,13 +67,15 @@ def _calibrated_on(registry: Registry, figure: Figure) -> float:
     return float(fitted.images * part / known)
 
 
-def _found(
-    database: Database, registry: Registry, asked: Asked, seconds: int, whole: bool = False
-) -> Iterable[Figure]:
+def _found(database: Database, registry: Registry, asked: Asked, seconds: int, whole: bool = False) -> Iterable[Figure]:
     chosen: dict[str, Any] = {"groups": asked.groups, "sources": asked.sources, "versions": asked.versions}
     yield from figures.read(database, asked.since, asked.until, **chosen, whole=whole)
     if asked.sources is None or {"feedback", "audit"} & set(asked.sources):
         for figure in feedback.figures(database, registry, asked.since, asked.until, seconds):
             is_asked = asked.sources is None or figure.source in asked.sources
-            if is_asked and figure.group in asked.groups and (asked.versions is None or figure.version in asked.versions):
+            if (
+                is_asked
+                and figure.group in asked.groups
+                and (asked.versions is None or figure.version in asked.versions)
+            ):
                 yield figure

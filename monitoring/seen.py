@@ -83,7 +83,7 @@ def reference(answering: Answering, kind: AnswerKind, held: HeldOut) -> Seen:
 def estimated(
     answering: Answering, believed: Believed, answered: int, minute: tuple[str, int], hour: tuple[str, int]
 ) -> Iterator[Figure]:
-    """What the figures would be if labels came: the expected number of images of each class, and of those answered right.
+    """What the figures would be if labels came: the expected number of images of each class, and of right ones.
 
     believed   N images out of the `answered` ones, for which they stand in equal parts
     minute, hour  (where it begins, seconds) the stretches that all images, and single classes, are counted in

@@ -30,5 +30,7 @@ def moment(given: str, at: float) -> float:
     try:
         found = datetime.fromisoformat(given)
     except ValueError:
-        raise BadInput(f"a time is RFC 3339 (2026-11-28T12:00:00Z), or so long ago: 90m, 24h, 7d; not {given[:40]!r}") from None
+        raise BadInput(
+            f"a time is RFC 3339 (2026-11-28T12:00:00Z), or so long ago: 90m, 24h, 7d; not {given[:40]!r}"
+        ) from None
     return found.replace(tzinfo=found.tzinfo or UTC).timestamp()

@@ -72,7 +72,12 @@ class Watcher:
     """One for each server. `look` is called every few seconds, by one thread."""
 
     def __init__(
-        self, database: Database, registry: Registry, options: MonitoringOptions, outside: Outside, seed: int | None = None
+        self,
+        database: Database,
+        registry: Registry,
+        options: MonitoringOptions,
+        outside: Outside,
+        seed: int | None = None,
     ) -> None:
         self.database, self.registry, self.options, self.outside = database, registry, options, outside
         self.alarms = notices.Alarms(database)
@@ -249,10 +254,14 @@ class Watcher:
         reference = self.reference(live.version, live.default_answer, "fp32")
         assert reference is not None
         instead = live.instead
-        return float(np.mean([instead.get(t, t) == b for t, b in zip(held.labels.tolist(), reference.best.tolist(), strict=True)]))
+        return float(
+            np.mean(
+                [instead.get(t, t) == b for t, b in zip(held.labels.tolist(), reference.best.tolist(), strict=True)]
+            )
+        )
 
     def _before(self, live: Manifest) -> list[Manifest]:
-        """The version that was live before this one, and the last one of another model: it may have harmed long since."""
+        """The version that was live before this one, and the last one of another model, which it may be worse than."""
         earlier = dict.fromkeys(ref.version for ref in reversed(self.registry.history("live")))
         manifests = [self.registry.manifest(version) for version in earlier if version != live.version]
         others = [found for found in manifests if found.file(MODEL).sha256 != live.file(MODEL).sha256]

@@ -25,7 +25,10 @@ from lifelist.exporter.errors import BadInput, BadKey, Conflict, Corrupt, Forbid
 Role = Literal["read", "classify", "feedback", "operate"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
-PREFIX, OWN = "lifelist_", "lifelist_own_"  # so that people, and programs that search for leaked secrets, know what it is
+PREFIX, OWN = (
+    "lifelist_",
+    "lifelist_own_",
+)  # so that people, and programs that search for leaked secrets, know what it is
 PROBE = "\0probe"  # who asks with the server's own key; no key that is made can be called so
 LOOK_S = 1.0  # between looks at the file
 HOW = "send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`"
@@ -125,9 +128,8 @@ class Guard:
 
         BadKey without one, or with one that is not known or has expired; Forbidden with one of other roles.
         """
-        if presented is not None and presented.startswith(OWN):
-            if hmac.compare_digest(self._own.sha256, _sha256(presented)) and self._own.may(roles):
-                return self._own
+        if presented is not None and presented.startswith(OWN) and self._is_own(presented) and self._own.may(roles):
+            return self._own
         known = self._known()
         if not known and self.anonymous:
             return None
@@ -147,6 +149,9 @@ class Guard:
                 f"{' or '.join(dict.fromkeys((*roles, 'operate')))}"
             )
         return found
+
+    def _is_own(self, presented: str) -> bool:
+        return hmac.compare_digest(self._own.sha256, _sha256(presented))
 
     def _known(self) -> tuple[Key, ...]:
         """The keys. A file that vanishes or breaks changes nothing for who has read it: no fault opens the doors."""

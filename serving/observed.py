@@ -65,7 +65,12 @@ class Observed:
             place = len(sample.rows)
             if place >= sample.most and (place := int(self._draw() * sample.answered)) >= sample.most:
                 continue
-            said = answer.rankings[k][0][0], answer.logits[k].copy(), answer.embedding[k].copy(), answer.images[k].copy()
+            said = (
+                answer.rankings[k][0][0],
+                answer.logits[k].copy(),
+                answer.embedding[k].copy(),
+                answer.images[k].copy(),
+            )
             sample.rows[place : place + 1] = [(prediction_id, time.time(), *said)]
 
     def take(self) -> list["Taken"]:

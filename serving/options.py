@@ -63,7 +63,7 @@ class ServingOptions(BaseModel):
         default=0.01,
         ge=0,
         le=1,
-        description="share of answers marked for the audit, drawn at random, whose true classes are worth most; 0: none",
+        description="share of answers marked for the audit, at random; their true classes tell most; 0: none",
     )
     max_batch: int = Field(default=64, ge=1, description="images in one model run")
     max_queue: int = Field(default=2048, ge=1, description="images that may wait in a replica; more are answered 503")

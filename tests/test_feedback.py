@@ -1,4 +1,4 @@
-"""True classes join the version that answered, however often live has moved since; the audit's count by their weight."""
+"""True classes join the version that answered, however often live has moved since; the audit's count by weight."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,7 +91,9 @@ def test_labels_of_a_version_that_the_registry_lost_are_left_out(store: Store, r
 def test_a_label_that_comes_too_late_is_refused(store: Store, registry: Registry) -> None:
     made = Prediction(1, 0, "linear", NOON)
     assert feedback.record(store, "p", made, 0, label_days=2, at=NOON + 2 * DAY)
-    with pytest.raises(BadInput, match=r"given 3 days ago; true classes are taken for 2 days \(monitoring.label_days\)"):
+    with pytest.raises(
+        BadInput, match=r"given 3 days ago; true classes are taken for 2 days \(monitoring.label_days\)"
+    ):
         feedback.record(store, "p", made, 1, label_days=2, at=NOON + 3 * DAY)
     assert sums(store, registry)[1, "all"] == (1, 1)
 
@@ -125,11 +127,16 @@ def test_audits_at_different_rates_weigh_by_how_many_answers_each_stands_for(sto
 def test_old_labels_become_figures_by_the_day_and_nothing_is_counted_twice(store: Store, registry: Registry) -> None:
     for number in range(6):
         say(store, f"p{number}", 1, 0, number % 2, at=NOON + number * DAY)
-    before = {(f.at[:10], f.group, f.class_id, f.right, f.total) for f in feedback.figures(store, registry, 0, 2 * NOON)}
+    before = {
+        (f.at[:10], f.group, f.class_id, f.right, f.total) for f in feedback.figures(store, registry, 0, 2 * NOON)
+    }
     now = NOON + 93 * DAY
     assert feedback.compact(store, registry, 90, now) == 3  # of days 0, 1 and 2
     assert feedback.compact(store, registry, 90, now) == 0
-    both = [*figures.read(store, 0, 2 * NOON, groups=("all", "old", "class")), *feedback.figures(store, registry, 0, 2 * NOON)]
+    both = [
+        *figures.read(store, 0, 2 * NOON, groups=("all", "old", "class")),
+        *feedback.figures(store, registry, 0, 2 * NOON),
+    ]
     assert {(f.at[:10], f.group, f.class_id, f.right, f.total) for f in both} == before
     assert len(both) == len(before)
     assert feedback.history(store, "p0") == []

@@ -11,13 +11,13 @@ from parts_rollout import add, pictures, prepared
 
 from lifelist.deploy import changes, enrol, rollout, withdrawn
 from lifelist.deploy.settings import ExampleOptions
-from lifelist.deploy.workshop import HELD_OUT, Workshop
+from lifelist.deploy.workshop import Workshop
 from lifelist.exporter import provisional, session
 from lifelist.exporter.errors import Corrupt
 from lifelist.exporter.fold import unit
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import decode
-from lifelist.exporter.provisional import HeldOut, Provisional
+from lifelist.exporter.provisional import HELD_OUT, HeldOut, Provisional
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.session import Loaded
 

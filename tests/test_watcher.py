@@ -72,7 +72,8 @@ class World:
         best = self._best(logits, embedding, loaded)
         self.answered.append(
             Observations(
-                loaded.version, loaded.manifest.default_answer, "fp32", len(images), tuple(map(str, range(len(images)))),
+                loaded.version, loaded.manifest.default_answer, "fp32", len(images),
+                tuple(map(str, range(len(images)))),
                 np.full(len(images), NOON), np.array(best), logits, embedding, images,
             )
         )  # fmt: skip
@@ -182,7 +183,9 @@ def test_quiet_traffic_raises_nothing_and_its_estimate_is_right(world: World) ->
         world.serve(shown(world, NAMES[:2], 25, first=1000 + 25 * k))
         looks.look(NOON + 5 * k)
     assert raised(world) == []
-    (of_all,) = figures.over(figures.read(world.workshop.store, 0, 2 * NOON, sources=("estimated",), groups=("all",)), None)
+    (of_all,) = figures.over(
+        figures.read(world.workshop.store, 0, 2 * NOON, sources=("estimated",), groups=("all",)), None
+    )
     assert of_all.images == 600
     assert of_all.share.ratio == pytest.approx(1.0, abs=0.02)  # the colours are easily told
 
