@@ -183,9 +183,9 @@ def with_means(
         scale, offset = held.fit(unit(stacked[-len(enrolled) :]), workshop.settings.examples.provisional_loss)
         rows = Provisional(tuple(waiting), scale, offset)
         files[provisional.FILE] = rows.as_bytes()
-    made = Answering(
-        manifest=replace(model, classes=classes), means=index.load(data, stacked.shape[1]), provisional=rows
-    )
+    without = tuple(entry for entry in model.former if entry.id not in class_ids)
+    draft = replace(model, classes=classes, former=without)
+    made = Answering(manifest=draft, means=index.load(data, stacked.shape[1]), provisional=rows)
     scores = calibrate(held, unit(stacked), rows)
     return {"classes": classes, "known_scores": scores, "confidences": made.fitted(held)}, files
 

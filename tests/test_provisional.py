@@ -26,9 +26,10 @@ def held(n: int = 500, dim: int = 8, seed: int = 0) -> HeldOut:
     """Some held-out answers: most are right."""
     random = np.random.default_rng(seed)
     embedding = unit(random.normal(size=(n, dim)))
+    best, right = random.normal(8, 3, n), random.random(n) < 0.9
     labels = random.integers(0, 3, n)
-    logits = random.normal(0, 1, (n, 3)).astype(np.float32)
-    logits[np.arange(n), np.where(random.random(n) < 0.9, labels, (labels + 1) % 3)] = random.normal(8, 3, n)
+    logits = (best[:, None] - random.uniform(0.1, 3, (n, 3))).astype(np.float32)
+    logits[np.arange(n), np.where(right, labels, (labels + 1) % 3)] = best
     return HeldOut(embedding, logits, np.arange(3), labels, random.random((n, 3)).astype(np.float32))
 
 
