@@ -236,6 +236,22 @@ class Int8(TypedDict):
     message: str
 
 
+class Confidence(TypedDict):
+    """How probable an answer is that looks so sure: two curves of shares, one beside the other."""
+
+    images: int
+    scale: float
+    sure: list[float]
+    right: list[float]
+
+
+class Confidences(TypedDict):
+    """By kind of answer; null: too few held-out images."""
+
+    linear: Confidence | None
+    nearest_mean: Confidence | None
+
+
 class KnownScores(TypedDict):
     """Quantiles of how known held-out images look, by kind of answer; unknown scores are read from them."""
 
@@ -282,6 +298,7 @@ class Version(TypedDict):
     parity: Parity | None
     int8: Int8 | None
     known_scores: KnownScores | None
+    confidences: Confidences | None
     gate: list[Check]
     options: Json
     results: Json

@@ -88,7 +88,8 @@ def mmd(one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.r
         signs[1:, places] = random.permuted(np.tile(signs[0, places], (PERMUTATIONS, 1)), axis=1)
     found = np.einsum("pn,pn->p", signs @ kernel, signs) / len(one) ** 2
     as_extreme = int((found[1:] >= found[0] - 1e-12).sum())
-    return float(np.sqrt(max(0.0, found[0]))), (1 + as_extreme) / (PERMUTATIONS + 1)
+    beyond_chance = max(0.0, found[0] - found[1:].mean())
+    return float(np.sqrt(beyond_chance)), (1 + as_extreme) / (PERMUTATIONS + 1)
 
 
 def shares(then: Mapping[int, int], now: Mapping[int, int], known: Sequence[int]) -> Tested | None:
