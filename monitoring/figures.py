@@ -22,7 +22,7 @@ Group = Literal["all", "old", "new", "unseen", "class"]  # unseen: labels of cla
 
 MINUTE, HOUR, DAY = 60, 3600, 86_400
 NONE = -1  # in place of a class id, of rows that are of no single class
-SUMS = ("images", "total", "right", "squares")
+SUMS = ("images", "total", "right", "squares", "rounds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,13 @@ class Figure:
     total: float  # of all images
     right: float  # of those whose answer was right
     squares: float  # of the squares of all weights
+    rounds: int = 1  # in how many of them it was counted; of probes, each asks about the same images
 
     @property
     def share(self) -> Share:
-        """The share of right answers."""
-        return Share.of_weights(self.right, self.total, self.squares)
+        """The share of right answers. Probes of the same images again and again are worth as much as one of them."""
+        rounds = self.rounds if self.source == "probe" else 1
+        return Share.of_weights(self.right, self.total, self.squares * rounds)
 
 
 _KEYS = tuple(field.name for field in fields(Figure) if field.name not in SUMS)
@@ -62,7 +64,7 @@ def add(connection: sa.Connection, figures: Iterable[Figure]) -> None:
 
 def together(figures: Iterable[Figure]) -> list[Figure]:
     """Figures of the same stretch, version, source and group, added up; in order."""
-    sums: defaultdict[tuple[object, ...], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0])
+    sums: defaultdict[tuple[object, ...], list[float]] = defaultdict(lambda: [0, 0.0, 0.0, 0.0, 0])
     for figure in figures:
         found = sums[tuple(getattr(figure, name) for name in _KEYS)]
         for place, name in enumerate(SUMS):

@@ -18,7 +18,7 @@ from lifelist.exporter.registry import Registry
 from lifelist.monitoring import tables, times
 from lifelist.monitoring.database import Database, put
 from lifelist.monitoring.feedback import groups, judge
-from lifelist.monitoring.figures import DAY, HOUR, MINUTE, Figure, add, stretch
+from lifelist.monitoring.figures import DAY, HOUR, MINUTE, NONE, Figure, Group, add, stretch
 from lifelist.monitoring.intervals import Change, Share
 
 AT_ONCE = 16  # images in a request
@@ -76,23 +76,26 @@ def ask(url: str, key: str, images: Sequence[GateImage], read: Callable[[str], b
 def record(database: Database, registry: Registry, found: Sequence[Probed], at: float) -> dict[int, Share]:
     """Keep what was answered, as figures and image by image: the share that was right, of each version."""
     shares: dict[int, Share] = {}
-    figures: list[Figure] = []
+    asked: Counter[tuple[int, Group, int]] = Counter()  # by version, group and class id
+    right: Counter[tuple[int, Group, int]] = Counter()
     confused: Counter[tuple[int, int, int]] = Counter()
     for version in sorted({one.version for one in found}):
-        manifest, of_version = registry.manifest(version), [one for one in found if one.version == version]
-        counted, judged = groups(manifest), judge(manifest)
-        right = 0
-        for one in of_version:
+        manifest = registry.manifest(version)
+        counted, judged, instead = groups(manifest), judge(manifest), manifest.instead
+        for one in (one for one in found if one.version == version):
             truth = one.image.class_id
-            correct = judged(one.predicted, truth) == "correct"
-            right += correct
+            said = judged(one.predicted, truth)
             for group, class_id in counted(one.predicted, truth):
-                seconds = HOUR if group == "class" else MINUTE
-                place = stretch(at, seconds), seconds, version, "probe", group, class_id
-                figures.append(Figure(*place, 1, 1.0, float(correct), 1.0))  # type: ignore[arg-type]
-            if group != "unseen":
-                confused[version, manifest.instead.get(truth, truth) or truth, one.predicted] += 1
-        shares[version] = Share.of(right, len(of_version))
+                asked[version, group, class_id] += 1
+                right[version, group, class_id] += said == "correct"
+            if said != "unseen":
+                confused[version, instead.get(truth, truth) or truth, one.predicted] += 1
+        shares[version] = Share.of(right[version, "all", NONE], asked[version, "all", NONE])
+    figures = []
+    for key, count in asked.items():
+        seconds = HOUR if key[1] == "class" else MINUTE
+        place = stretch(at, seconds), seconds, key[0], "probe"
+        figures.append(Figure(*place, key[1], key[2], count, count, right[key], count))  # type: ignore[arg-type]
     rows = [
         {"version": p.version, "sha256": p.image.sha256, "truth": p.image.class_id, "predicted": p.predicted,
          "at": times.text(at)}

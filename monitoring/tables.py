@@ -42,6 +42,7 @@ figures = sa.Table(
     sa.Column("total", sa.Float, nullable=False),  # sums of weights
     sa.Column("right", sa.Float, nullable=False),
     sa.Column("squares", sa.Float, nullable=False),  # of the squares of all weights
+    sa.Column("rounds", sa.Integer, nullable=False),  # probes that it has; they ask about the same images
 )
 
 # What was taken for what, by the day; labels are counted from `feedback` as long as they are there.

@@ -16,6 +16,7 @@ from lifelist.exporter.errors import Failed
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import decode
 from lifelist.monitoring import figures, notices
+from lifelist.monitoring.intervals import Share
 from lifelist.monitoring.options import MonitoringOptions
 from lifelist.monitoring.probe import GateImage, Probed
 from lifelist.monitoring.watcher import Outside, Watcher
@@ -123,6 +124,8 @@ def test_a_probe_asks_about_gate_images_at_the_start_then_every_few_minutes_and_
         looks.look(NOON + at)
     assert world.asked == [30, 30]
     assert of_probes(world) == {(1, "all"): (60, 60), (1, "old"): (60, 60)}
+    (twice,) = figures.over(figures.read(world.workshop.store, 0, 2 * NOON, groups=("all",), sources=("probe",)), None)
+    assert twice.share == Share.of(30, 30)  # the same thirty images, asked about twice, tell no more than once
     add(world.workshop, ["blue"], count=100)
     assert enrol.enrol(world.workshop) is not None
     looks.look(NOON + 320)
