@@ -46,6 +46,13 @@ class Believed:
 
     ids: npt.NDArray[np.int64]  # A class ids
     probabilities: Column  # N×A
+    answered: npt.NDArray[np.intp]  # N: the column of the class that is answered, which need not be the most probable
+
+    @property
+    def right(self) -> Column:
+        """N: how probable it is that the answer is right."""
+        found: Column = self.probabilities[np.arange(len(self.answered)), self.answered]
+        return found
 
 
 def see(
@@ -56,22 +63,23 @@ def see(
     None: this kind of answer of the version was not calibrated, and nothing can be estimated.
     """
     found = answering.evidence(kind, logits, embedding)
-    believed = answering.probabilities_of(kind, logits, embedding)
-    shown = found.scores if believed is None else believed[1]
-    two = np.sort(np.partition(shown, max(shown.shape[1] - 2, 0), axis=1)[:, -2:], axis=1)
     best = found.scores.argmax(axis=1)
+    probable = answering.probabilities_of(kind, logits, embedding)
+    believed = None if probable is None else Believed(*probable, best)
+    shown = found.scores if believed is None else believed.probabilities
+    two = np.sort(np.partition(shown, max(shown.shape[1] - 2, 0), axis=1)[:, -2:], axis=1)
     rankings = [[(0, float(score))] for score in found.scores.max(axis=1)]  # of means, similarities
     unknown = answering.unknown_scores(kind, logits, rankings)
     nothing = np.full(len(embedding), np.nan)
     seen = Seen(
         best=found.ids[best],
-        confidence=nothing if believed is None else believed[1].max(axis=1),
+        confidence=nothing if believed is None else believed.right,
         margin=two[:, -1] - two[:, 0] if shown.shape[1] > 1 else np.ones(len(embedding)),
         unknown=nothing if unknown is None else unknown,
         embedding=embedding,
         looks=looks,
     )
-    return seen, None if believed is None else Believed(*believed)
+    return seen, believed
 
 
 def reference(answering: Answering, kind: AnswerKind, held: HeldOut) -> Seen:
@@ -88,10 +96,11 @@ def estimated(
     believed   N images out of the `answered` ones, for which they stand in equal parts
     minute, hour  (where it begins, seconds) the stretches that all images, and single classes, are counted in
     """
-    shown, rows = believed.probabilities, np.arange(len(believed.probabilities))
-    best = shown.argmax(axis=1)
-    sure = shown[rows, best]
-    of_class, right = shown.sum(axis=0), np.bincount(best, weights=sure, minlength=len(believed.ids))
+    shown = believed.probabilities
+    of_class, right = (
+        shown.sum(axis=0),
+        np.bincount(believed.answered, weights=believed.right, minlength=len(believed.ids)),
+    )
     weight, version = answered / len(shown), answering.version
 
     def figure(stretch: tuple[str, int], group: Group, class_id: int, which: npt.NDArray[np.bool_] | slice) -> Figure:

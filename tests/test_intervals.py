@@ -1,0 +1,75 @@
+"""Shares and their intervals: beside scipy's, and how often they hold the true share."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lifelist.monitoring.intervals import Change, Share
+
+
+@pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (0, 20), (7, 20), (20, 20), (941, 1000)])
+def test_a_share_has_wilsons_interval(right: int, total: int) -> None:
+    found = Share.of(right, total)
+    wanted = stats.binomtest(right, total).proportion_ci(0.95, "wilson")
+    assert found.ratio == right / total
+    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+def test_nothing_counted_is_no_share() -> None:
+    nothing = Share(None, None, None, 0)
+    assert Share.of(0, 0) == Share.of_weights(0, 0, 0) == nothing
+
+
+@pytest.mark.parametrize("total", [10, 60, 400])
+def test_the_interval_holds_the_true_share_in_95_of_100_cases(total: int) -> None:
+    counts = np.arange(total + 1)
+    ends = np.array([(Share.of(k, total).low, Share.of(k, total).high) for k in counts], np.float64)
+    shares = np.linspace(0.01, 0.99, 99)
+    held = (ends[:, :1] <= shares) & (shares <= ends[:, 1:])
+    coverage = (held * stats.binom.pmf(counts[:, None], total, shares)).sum(axis=0)  # exactly
+    assert 0.945 < coverage.mean() < 0.965
+    assert coverage.min() > 0.88
+
+
+def test_equal_weights_are_no_weights_and_only_their_proportions_count() -> None:
+    plain = Share.of(30, 40)
+    assert Share.of_weights(30 * 7, 40 * 7, 40 * 49) == plain
+    uneven, scaled = Share.of_weights(31, 41, 50), Share.of_weights(310, 410, 5000)
+    assert uneven == scaled
+    assert uneven.total == pytest.approx(41**2 / 50)
+
+
+@pytest.mark.parametrize("right", [0.7, 0.95])
+def test_an_audit_at_two_rates_covers_the_share_among_all_answers(right: float) -> None:
+    random = np.random.default_rng(0)
+    held, ratios = 0, []
+    for _ in range(600):
+        weight = random.choice([5.0, 20.0], 300, p=[0.8, 0.2])  # of how many answers each label stands
+        hit = random.random(300) < right
+        found = Share.of_weights((weight * hit).sum(), weight.sum(), (weight**2).sum())
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= right <= found.high
+        ratios.append(found.ratio)
+    assert held / 600 > 0.93
+    assert np.mean(ratios) == pytest.approx(right, abs=0.005)
+
+
+@pytest.mark.parametrize("total", [20, 100, 400])
+@pytest.mark.parametrize(("gained", "lost"), [(0.02, 0.02), (0.03, 0.1), (0.0, 0.05)])
+def test_the_interval_of_a_change_holds_the_true_one(total: int, gained: float, lost: float) -> None:
+    random = np.random.default_rng(1)
+    drawn = random.multinomial(total, [gained, lost, 1 - gained - lost], 4000)
+    kinds = {tuple(row): Change.of(int(row[0]), int(row[1]), total) for row in np.unique(drawn, axis=0)}
+    held = [kinds[tuple(row)].low <= gained - lost <= kinds[tuple(row)].high for row in drawn]
+    assert np.mean(held) > 0.93
+
+
+def test_few_images_that_all_stay_right_are_no_certainty() -> None:
+    found = Change.of(0, 0, 5)
+    assert found.difference == 0
+    assert found.low < -0.1
+    assert found.high > 0.1
+    many = Change.of(0, 0, 5000)
+    assert -0.001 < many.low < many.high < 0.001
+    assert Change.of(3, 9, 100).difference == pytest.approx(-0.06)
