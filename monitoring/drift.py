@@ -16,12 +16,13 @@ from scipy.spatial import distance
 
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.imagery import LOOKS
-from lifelist.monitoring.seen import Seen
+from lifelist.monitoring.seen import Column, Seen
 
 TESTS = ("embedding", "confidence", "margin", "unknown", *LOOKS, "classes")
 LEAST = 30  # images of each side, to test anything
 MOST = 500  # images of each side go into a test; more would find differences that nobody cares for
 PERMUTATIONS = 999
+STRANGE = 0.05  # share of held-out images that look so unknown
 EXPECTED = 5.0  # images of a class; rarer ones are counted together
 
 
@@ -44,13 +45,23 @@ def compare(reference: Seen, window: Seen, random: np.random.Generator) -> list[
     then, now = reference.of(pair[0]), window.of(pair[1])
     score, p_value = mmd(then.embedding, now.embedding, then.best, random)
     found = [Tested("embedding", len(then), score, p_value)]
-    columns = {name: (getattr(then, name), getattr(now, name)) for name in ("confidence", "margin", "unknown")}
+    columns = {name: (getattr(then, name), getattr(now, name)) for name in ("confidence", "margin")}
     columns |= {name: (then.looks[:, k], now.looks[:, k]) for k, name in enumerate(LOOKS)}
     for name, (one, other) in columns.items():
         if not (np.isnan(one).any() or np.isnan(other).any()):  # a version that was not calibrated
             statistic, p_value = stats.ks_2samp(one, other, method="asymp")
             found.append(Tested(name, len(one), float(statistic), float(p_value)))
+    if not (np.isnan(then.unknown).any() or np.isnan(now.unknown).any()):
+        found.append(_unknown(then.unknown, now.unknown))
     return found
+
+
+def _unknown(then: Column, now: Column) -> Tested:
+    """Whether more images look unknown, by Fisher's exact test: a new class is in the tail, which KS hardly weighs."""
+    strange = [int((side > 1 - STRANGE).sum()) for side in (now, then)]
+    table = [[count, len(now) - count] for count in strange]
+    p_value = stats.fisher_exact(table, alternative="greater").pvalue
+    return Tested("unknown", len(now), max(0, strange[0] - strange[1]) / len(now), float(p_value))
 
 
 def matched(
@@ -73,18 +84,20 @@ def matched(
 def mmd(one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.random.Generator) -> tuple[float, float]:
     """(maximum mean discrepancy, p-value) of two sets M×D whose rows k are of one class (Gretton et al., JMLR 2012).
 
-    Gaussian kernel, as wide as the median distance. The p-value is that of permutations which exchange rows within a
-    class only, since classes do not differ by how the rows were chosen.
+    Gaussian kernel, as wide as the median distance within a class: beside that between classes, news in one are small.
+    The p-value is that of permutations which exchange rows within a class only: how many there are of each was chosen.
     """
     both = np.concatenate([one, other]).astype(np.float64)
     squared = np.maximum(distance.cdist(both, both, "sqeuclidean"), 0)
-    width = float(np.median(squared[np.triu_indices(len(both), 1)])) or 1.0
+    of_class = np.concatenate([classes, classes])
+    within = squared[np.triu(of_class[:, None] == of_class, 1)]
+    width = float(np.median(within)) or 1.0
     kernel = np.exp(-squared / width)
     np.fill_diagonal(kernel, 0)  # unbiased up to a constant, which permutations share
     signs = np.empty((PERMUTATIONS + 1, len(both)))
     signs[0] = np.repeat([1.0, -1.0], len(one))
     for class_id in np.unique(classes):
-        places = np.flatnonzero(np.concatenate([classes, classes]) == class_id)
+        places = np.flatnonzero(of_class == class_id)
         signs[1:, places] = random.permuted(np.tile(signs[0, places], (PERMUTATIONS, 1)), axis=1)
     found = np.einsum("pn,pn->p", signs @ kernel, signs) / len(one) ** 2
     as_extreme = int((found[1:] >= found[0] - 1e-12).sum())

@@ -83,7 +83,8 @@ class Watcher:
         self.alarms = notices.Alarms(database)
         self.random = np.random.default_rng(seed)
         self._windows: dict[tuple[int, AnswerKind, str], _Windows] = {}
-        self._classes: Counter[int] = Counter()  # answered before the window: what class shares are compared with
+        self._classes: Counter[int] = Counter()  # answered before: what class shares are compared with
+        self._latest: list[Counter[int]] = []  # windows that are not part of it yet
         self._live: Ref | None = None
         self._classes_changed_at = 0.0
         self._probed_at = 0.0
@@ -117,6 +118,9 @@ class Watcher:
             named, named_before = ({entry.id for entry in manifest.answerable} for manifest in (after, before))
             if named != named_before:
                 self._classes_changed_at = times.unix(now.at)
+                if now.generation > told:
+                    self._classes.clear()  # shares among other classes are nothing to compare with
+                    self._latest.clear()
             if now.generation > told:
                 came, went = len(named - named_before), len(named_before - named)
                 message = f"version {now.version} is live, after {then.version}: {came} classes more, {went} less"
@@ -149,6 +153,8 @@ class Watcher:
                 figures.add(connection, estimated)
         if self._live is None or observations.version != self._live.version:
             return
+        if observations.kind != answering.manifest.default_answer:  # what few ask for is not what all are answered
+            return
         key = observations.version, observations.kind, observations.precision
         windows = self._windows.setdefault(key, _Windows())
         for name, length in zip(WINDOWS, (self.options.window, self.options.long_window), strict=True):
@@ -167,7 +173,10 @@ class Watcher:
             known = sorted(entry.id for entry in answering.manifest.answerable)
             if (tested := drift.shares(self._classes, now, known)) is not None:
                 found.append(tested)
-            self._classes = Counter({k: n * DECAY for k, n in self._classes.items() if n > 0.01}) + now
+            self._latest.append(now)
+            if len(self._latest) >= self.options.raise_after:  # so that no window that may raise an alarm hides another
+                self._classes = Counter({k: n * DECAY for k, n in self._classes.items() if n > 0.01})
+                self._classes.update(self._latest.pop(0))
         found = drift.corrected(found, self.options.false_alarms)
         rows = [
             {"at": times.text(at), "version": answering.version, "window": name, "test": one.test, "images": one.images,
