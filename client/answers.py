@@ -367,13 +367,24 @@ class Point(Figure):
     at: str  # where it begins
 
 
+class Doubt(TypedDict):
+    """Why the estimates of a version for a time may be wrong."""
+
+    version: int
+    message: str
+
+
 class QualityOf(TypedDict):
-    """GET /v1/quality: the latest version first. Old and new are relative to the latest increment of each version."""
+    """GET /v1/quality: the latest version first. Old and new are relative to the latest increment of each version.
+
+    doubts: none where nothing speaks against the estimates.
+    """
 
     since: str
     until: str
     live: int
     figures: list[Figure]
+    doubts: list[Doubt]
 
 
 class QualityCurve(TypedDict):

@@ -2,7 +2,7 @@
 
 import click
 
-from lifelist.client.answers import AlarmState, Figure
+from lifelist.client.answers import AlarmState, Doubt, Figure
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import connected, json_option, result, table
 
@@ -38,7 +38,9 @@ def quality(
     rows = [_row(one) for one in found["figures"]]
     shown = table(head, rows) if rows else f"no answer since {found['since']} was judged, probed or estimated yet"
     raised = [alarm for alarm in alarms if alarm["state"] == "raised"]
-    result({**found, "alarms": alarms}, "\n".join([shown, *map(_told, raised)]), as_json)
+    result(
+        {**found, "alarms": alarms}, "\n".join([shown, *map(_doubted, found["doubts"]), *map(_told, raised)]), as_json
+    )
 
 
 def _row(one: Figure) -> tuple[object, ...]:
@@ -49,6 +51,10 @@ def _row(one: Figure) -> tuple[object, ...]:
     bar = "".join("█" if k < low else "▒" if k < mid else "░" if k < high else " " for k in range(BAR))
     interval = f"{one['low']:.1%} … {one['high']:.1%}"
     return one["version"], one["source"], group, one["images"], f"{one['ratio']:.1%}", interval, bar
+
+
+def _doubted(doubt: Doubt) -> str:
+    return f"the estimates of version {doubt['version']} may be wrong: {doubt['message']}"
 
 
 def _told(alarm: AlarmState) -> str:

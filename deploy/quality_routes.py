@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from lifelist.client.answers import (
     AlarmList,
     AlarmState,
+    Doubt,
     DriftTest,
     DriftTests,
     Figure,
@@ -50,12 +51,18 @@ def quality_of(
 ) -> QualityOf:
     """How right the answers of a time were: by the version that gave them, by source, of all, old and new classes.
 
-    `group=class` has a row for each class: its recall.
+    `group=class` has a row for each class: its recall. Where an estimate may be wrong, `doubts` says why.
     """
     asked, live = _asked(since, until, group, source, version), _live(workshop)
-    rows = _shown(workshop, quality.totals(workshop.store, workshop.registry, asked), live)
+    found = quality.totals(workshop.store, workshop.registry, asked)
     begins, ends = times.text(asked.since), times.text(asked.until)
-    return {"since": begins, "until": ends, "live": live.version, "figures": [row for _, row in rows]}
+    return {
+        "since": begins,
+        "until": ends,
+        "live": live.version,
+        "figures": [row for _, row in _shown(workshop, found, live)],
+        "doubts": _doubts(workshop, asked, found),
+    }
 
 
 @routes.get("/v1/quality/curve")
@@ -127,6 +134,16 @@ def _asked(since: str, until: str | None, group: Any, source: Any, version: int 
         sources=None if source is None else (source,),
         versions=None if version is None else (version,),
     )
+
+
+def _doubts(workshop: Workshop, asked: Asked, found: Sequence[figures.Figure]) -> list[Doubt]:
+    """What speaks against the estimates among these figures."""
+    options, estimated = workshop.settings.monitoring, sorted({f.version for f in found if f.source == "estimated"})
+    return [
+        {"version": version, "message": message}
+        for version in reversed(estimated)
+        for message in quality.doubts(workshop.store, workshop.registry, options, version, asked.since, asked.until)
+    ]
 
 
 def _live(workshop: Workshop) -> Manifest:

@@ -1,15 +1,20 @@
 """The figures as people are shown them: from every source, with their intervals, and how they went."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import sqlalchemy as sa
+from scipy import stats
 
 from lifelist.exporter.errors import Missing
 from lifelist.exporter.registry import Registry
-from lifelist.monitoring import feedback, figures
+from lifelist.monitoring import feedback, figures, tables, times
 from lifelist.monitoring.database import Database
-from lifelist.monitoring.figures import DAY, HOUR, MINUTE, Figure, Group, Source, over
+from lifelist.monitoring.figures import DAY, HOUR, MINUTE, NONE, Figure, Group, Source, over
 from lifelist.monitoring.intervals import Share
+from lifelist.monitoring.options import MonitoringOptions
 
 POINTS = 300  # of a curve, at most: more than that no page shows
 
@@ -33,13 +38,14 @@ class Asked:
 def totals(database: Database, registry: Registry, asked: Asked) -> list[Figure]:
     """One figure for each version, source and group (and class, of group `class`), over all of the time."""
     found = over(_found(database, registry, asked, DAY, whole=True), None)
+    found = _each_image_once(database, registry, found)
     return sorted(found, key=lambda one: (-one.version, one.source, one.group, one.class_id))
 
 
 def curve(database: Database, registry: Registry, asked: Asked) -> list[Figure]:
     """The same for each stretch of the time, in order of time."""
     finest = MINUTE if asked.seconds < HOUR else asked.seconds
-    return over(_found(database, registry, asked, finest), asked.seconds)
+    return _each_image_once(database, registry, over(_found(database, registry, asked, finest), asked.seconds))
 
 
 def share(figure: Figure, registry: Registry) -> Share:
@@ -50,6 +56,90 @@ def share(figure: Figure, registry: Registry) -> Share:
     calibrated = _calibrated_on(registry, figure)
     both = found.total * calibrated / (found.total + calibrated) if calibrated else 0.0
     return Share.of(found.ratio * both, both)
+
+
+def doubts(
+    database: Database, registry: Registry, options: MonitoringOptions, version: int, since: float, until: float
+) -> list[str]:
+    """Why the estimates of a version for a time may be wrong, each a sentence; none: nothing speaks against them.
+
+    They assume that an answer which looks so sure is right as often as it was on held-out images. That fails where
+    images are otherwise than those, or of a class that nobody has told of: tests for drift see it, in more windows than
+    the rate of their false alarms lets one expect. And it has failed where labels or probes say something else.
+    """
+    every: tuple[Group, ...] = ("all", "class")
+    asked = Asked(since - since % HOUR, until, every, ("estimated", "audit", "probe"), (version,))
+    of_hours = {(one.source, one.class_id): one for one in totals(database, registry, asked)}
+    exact = {one.source: one for one in totals(database, registry, replace(asked, since=since, groups=("all",)))}
+    if "estimated" not in exact:
+        return []
+    estimate = share(exact["estimated"], registry)
+    found = list(_drifted(database, options, version, since, until))
+    others = {"the audit": exact["audit"].share} if "audit" in exact else {}
+    others["a probe of classes as they come"] = _as_traffic(of_hours)
+    for what, other in others.items():
+        if estimate.low is None or estimate.high is None or other.low is None or other.high is None:
+            continue
+        if estimate.high < other.low or other.high < estimate.low:
+            found.append(
+                f"{what} found {other.ratio:.1%} ({other.low:.1%} to {other.high:.1%}), the estimate is "
+                f"{estimate.ratio:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
+            )
+    return found
+
+
+def _drifted(database: Database, options: MonitoringOptions, version: int, since: float, until: float) -> Iterator[str]:
+    """A sentence if images were otherwise than held-out ones; that of classes alone is no harm to an estimate."""
+    c = tables.drift.c
+    query = sa.select(c.at, c.window, c.test, c.rejected).where(
+        c.version == version, c.at >= times.text(since), c.at < times.text(until), c.test != "classes"
+    )
+    windows: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    with database.reading() as connection:
+        for row in connection.execute(query):
+            windows[row.at, row.window].update([row.test] if row.rejected else [])
+    rejected = [tests for tests in windows.values() if tests]
+    if rejected and len(rejected) > stats.binom.ppf(1 - options.false_alarms, len(windows), options.false_alarms):
+        tests = ", ".join(name for name, _ in Counter(name for tests in rejected for name in tests).most_common())
+        yield (
+            f"images are otherwise than the held-out ones in {len(rejected)} of {len(windows)} windows of answers, "
+            f"by {tests}"
+        )
+
+
+def _as_traffic(found: Mapping[tuple[Source, int], Figure]) -> Share:
+    """What a probe says, its classes weighed as they come in traffic: by their estimated images."""
+    right = total = squares = 0.0
+    for (source, class_id), probed in found.items():
+        traffic = found.get(("estimated", class_id))
+        if source == "probe" and class_id != NONE and traffic is not None:
+            weight = traffic.total / probed.total  # of one gate image
+            right += weight * probed.right
+            total += weight * probed.total
+            squares += weight * weight * probed.total
+    return Share.of_weights(right, total, squares)
+
+
+def _each_image_once(database: Database, registry: Registry, found: Sequence[Figure]) -> list[Figure]:
+    """Figures of probes made to rest on as many images as there are: asked ten times they are no more than once."""
+    versions = sorted({one.version for one in found if one.source == "probe"})
+    if not versions:
+        return list(found)
+    c, counts = tables.probes.c, Counter[tuple[int, Group, int]]()
+    with database.reading() as connection:
+        rows = connection.execute(sa.select(c.version, c.truth, c.predicted).where(c.version.in_(versions))).all()
+    groups = {version: feedback.groups(registry.manifest(version)) for version in {row.version for row in rows}}
+    for row in rows:
+        counts.update((row.version, *key) for key in groups[row.version](row.predicted, row.truth))
+
+    def once(one: Figure) -> Figure:
+        distinct = counts.get((one.version, one.group, one.class_id), one.images)
+        if one.source != "probe" or distinct >= one.images:
+            return one
+        part = distinct / one.images
+        return replace(one, images=distinct, total=one.total * part, right=one.right * part, squares=one.squares * part)
+
+    return [once(one) for one in found]
 
 
 def _calibrated_on(registry: Registry, figure: Figure) -> float:
