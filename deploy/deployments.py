@@ -54,7 +54,8 @@ def targets(settings: Settings, key: bytes, nonce: str) -> Sequence[serve.RunTar
     )
     quiet = {"enable_access_log": False}
     guard = Guard(settings.keys_file, anonymous=settings.is_open, own=own(key))
-    classifier = app.application(settings.registry_url, settings.serving, key, guard, log_events)
+    watched = settings.monitoring.enabled
+    classifier = app.application(settings.registry_url, settings.serving, key, guard, log_events, watched)
     return [
         serve.RunTarget(classifier, APPLICATION, classify.PATH, logging_config=quiet),
         serve.RunTarget(operating.bind(settings, nonce, guard), "operator", "/", logging_config=quiet),

@@ -38,7 +38,9 @@ UNBOUNDED = 100_000  # requests that Ray lets in: admission is ours, so that wha
 class Replica:
     """One replica, without Ray: whatever it needs to answer, wired together."""
 
-    def __init__(self, name: str, registry: Registry, options: ServingOptions, key: bytes, guard: Guard) -> None:
+    def __init__(
+        self, name: str, registry: Registry, options: ServingOptions, key: bytes, guard: Guard, watched: bool = True
+    ) -> None:
         ref = registry.ref("live")
         if ref is None:
             raise Missing(f"{registry.url} has no live version; make one: lifelist base DATA")
@@ -65,7 +67,7 @@ class Replica:
         self.metrics.held.set_function(lambda: self.intake.held)
         self.follower = Follower(name, registry, load, self.live, self.metrics)
         self.decoders = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
-        self.observed = Observed()
+        self.observed = Observed() if watched else Observed(most=0)
         self.replicas = Broadcast(load_timeout_s=options.prepare_timeout_s)
         self.parts = Parts(
             options=options,
@@ -109,11 +111,17 @@ class Classifier(Service):
     """A replica as Ray Serve runs it. Its methods here are called by `handle.broadcast`, those of `Service` by gRPC."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, registry: str, options: ServingOptions, key: bytes, guard: Guard, set_up: Callable[[], None]
+        self,
+        registry: str,
+        options: ServingOptions,
+        key: bytes,
+        guard: Guard,
+        set_up: Callable[[], None],
+        watched: bool,
     ) -> None:
         set_up()
         name = serve.get_replica_context().replica_id.unique_id
-        self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key, guard)
+        self.replica = await asyncio.to_thread(Replica, name, Registry(registry), options, key, guard, watched)
         direct.take(self.replica.app, classify.is_query)
         await self.replica.follower.look()  # a swap may have gone by while it loaded
         self.following = asyncio.create_task(self._keep_up(options.reconcile_s))
@@ -177,9 +185,17 @@ class Classifier(Service):
 
 
 def application(
-    registry: str, options: ServingOptions, key: bytes, guard: Guard, set_up: Callable[[], None] = lambda: None
+    registry: str,
+    options: ServingOptions,
+    key: bytes,
+    guard: Guard,
+    set_up: Callable[[], None] = lambda: None,
+    watched: bool = True,
 ) -> serve.Application:
-    """The Ray Serve application that answers at /v1/classify. `set_up` runs first in each replica: logging, say."""
+    """The Ray Serve application that answers at /v1/classify. `set_up` runs first in each replica: logging, say.
+
+    watched: whether replicas keep a sample of what they answer, for one who asks for it (observed.py).
+    """
     deployment: Any = serve.deployment(  # its stubs take it for a decorator alone
         Classifier,
         name=DEPLOYMENT,
@@ -192,7 +208,7 @@ def application(
         graceful_shutdown_timeout_s=options.drain_s + 5,
         graceful_shutdown_wait_loop_s=0.2,
     )
-    bound: serve.Application = deployment.bind(registry, options, key, guard, set_up)
+    bound: serve.Application = deployment.bind(registry, options, key, guard, set_up, watched)
     return bound
 
 
