@@ -21,7 +21,15 @@ LOOK_S = 0.25  # between two looks whether a load is to end
 # captures the id of one class, or a list of ids.
 SCRIPT = r"""
 local function read(name) local f = io.open(name, "rb"); local all = f:read("*a"); f:close(); return all end
-wrk.method, wrk.body = "POST", read(os.getenv("LOAD_BODY"))
+local folder, count = os.getenv("LOAD_BODIES"), tonumber(os.getenv("LOAD_COUNT"))
+wrk.method, wrk.body = "POST", read(folder .. "/0")
+if count > 1 then
+  local requests, number = {}, 0
+  function init(args)
+    for k = 1, count do requests[k] = wrk.format(nil, nil, nil, read(folder .. "/" .. k - 1)) end
+  end
+  function request() number = number % count + 1; return requests[number] end
+end
 local pattern, expected = os.getenv("LOAD_PATTERN"), os.getenv("LOAD_EXPECTED")
 local rest_ms = tonumber(os.getenv("LOAD_REST_MS"))
 local threads = {}
@@ -94,23 +102,26 @@ def run(
     expected: Sequence[int] | None = None,
     rate: float | None = None,
     until: Callable[[], bool] | None = None,
+    others: Sequence[bytes] = (),
 ) -> Load:
     """Send `body` from so many clients at once, each on a connection of its own, for so many seconds (whole ones).
 
     pattern: a Lua pattern that captures the class ids in an answer, each alone or several in a list; expected: those
     that are right, in their order; None: any. rate: about so many requests a second, each client resting between two;
     None: as many as are answered. until: asked every now and then; as soon as it says so, the load ends before its
-    time.
+    time. others: bodies that are sent in turn with the first.
     """
     with tempfile.TemporaryDirectory() as folder:
-        script, file = Path(folder, "load.lua"), Path(folder, "body")
+        script, bodies = Path(folder, "load.lua"), (body, *others)
         script.write_text(SCRIPT)
-        file.write_bytes(body)
+        for number, data in enumerate(bodies):
+            Path(folder, str(number)).write_bytes(data)
         lines = [word for name, value in headers.items() for word in ("-H", f"{name}: {value}")]
         how = ["-t1", f"-c{clients}", f"-d{math.ceil(seconds)}s", "--timeout", "30s", "-s", str(script)]
         command = [wrk(), *how, *lines, url]
         environment = {
-            "LOAD_BODY": str(file),
+            "LOAD_BODIES": folder,
+            "LOAD_COUNT": str(len(bodies)),
             "LOAD_PATTERN": pattern,
             "LOAD_REST_MS": f"{1000 * clients / rate if rate else 0:.0f}",
             "LOAD_EXPECTED": "any" if expected is None else ",".join(map(str, expected)),

@@ -8,7 +8,6 @@ are made of them, as exporter/provisional.py makes them.
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lifelist.benchmarks import trained
 from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.protocols import order
-from lifelist.exporter import answering, fold, graph, index, session
+from lifelist.benchmarks.trained import PROVISIONAL_LOSS, TEST, Around, Said, said, sorted_into_roles
+from lifelist.exporter import session
 from lifelist.exporter.fold import Floats, unit
-from lifelist.exporter.manifest import ClassEntry, Manifest, Preprocess
 from lifelist.exporter.provisional import HeldOut, Provisional
 from lifelist.exporter.registry import Registry
 from lifelist.exporter.unknowns import calibrate, unknown_scores
-from lifelist.training import increment
-from lifelist.training.data import GATE, TRAINING, Dataset, read, roles_on_arrival
-from lifelist.training.job import Class, Learned, Task, read_result, write_task
+from lifelist.training.data import GATE, TRAINING, Dataset, read
+from lifelist.training.job import Class, Learned, Task
 from lifelist.training.loop import Event, quickest, seeded
 from lifelist.training.options import TrainingOptions
 
 LEFT_OUT = 5  # every fifth class: those that would arrive last
 HELD_SHARE = 0.1  # of a known class's images for training: the gate's
 TEST_SHARE = 0.2  # where the data set has no test images of its own
-TEST = 255  # beside the roles of images for training
-BATCH = 64  # images
-PROVISIONAL_LOSS = 0.01  # examples.provisional_loss unless told; written again, since deploy/ may not be imported here
 FALSE_ALARMS = 0.05
 KINDS = ("linear", "nearest_mean")
 
@@ -69,29 +65,17 @@ class Asked:
         )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Said:
-    """What the version says to N images."""
-
-    labels: npt.NDArray[np.int64]  # N class ids
-    logits: Floats  # N×C
-    embedding: Floats  # N×D, unit rows
-
-    def of(self, which: npt.NDArray[np.bool_]) -> "Said":
-        """That of some of the images."""
-        return Said(self.labels[which], self.logits[which], self.embedding[which])
-
-
 def measure(asked: Asked, folder: Path, tell: Tell, on_event: Callable[[Event], None]) -> Facts:
     """Train, or go on from what `folder` has, and measure. Shares and accuracies are in 0 … 1."""
     dataset, roles, task = _given(asked)
-    learned = _trained(task, folder / "base", on_event)
+    learned = trained.learned(task, folder / "base", on_event)
     with tempfile.TemporaryDirectory() as temporary:
         loaded = _version(asked, dataset, learned, Path(temporary))
     known, means = np.array(learned.class_ids), unit(learned.means.numpy())
     tell("asks the version about all test and held-out images")
-    test = _said(loaded, dataset, roles == TEST)
-    gate = _said(loaded, dataset, (roles == GATE) & torch.isin(dataset.images.labels, torch.tensor(learned.class_ids)))
+    test = said(loaded, dataset.images.take(roles == TEST))
+    of_known = torch.isin(dataset.images.labels, torch.tensor(learned.class_ids))
+    gate = said(loaded, dataset.images.take((roles == GATE) & of_known))
     held = HeldOut(gate.embedding, gate.logits, known, gate.labels, np.zeros((len(gate.labels), 0), np.float32))
     is_known = np.isin(test.labels, known)
     left_out = [c for c in range(len(dataset.names)) if c not in known]
@@ -137,7 +121,7 @@ def _given(asked: Asked) -> tuple[Dataset, torch.Tensor, Task]:
     dataset = read(asked.data, asked.options)
     arrival = [int(c) for c in order(asked.order)(len(dataset.names))]
     known = arrival[: len(arrival) - len(arrival) // LEFT_OUT]
-    roles = _roles(dataset, asked.options.seed)
+    roles = sorted_into_roles(dataset, asked.options.seed, gate=HELD_SHARE, test=TEST_SHARE)
     which = torch.isin(dataset.images.labels, torch.tensor(known)) & (roles != TEST)
     task = Task(
         options=asked.options,
@@ -148,54 +132,11 @@ def _given(asked: Asked) -> tuple[Dataset, torch.Tensor, Task]:
     return dataset, roles, task
 
 
-def _roles(dataset: Dataset, seed: int) -> torch.Tensor:
-    labels, lot = dataset.images.labels, seeded(seed, "roles")
-    test = dataset.test
-    if not bool(test.any()):
-        test = roles_on_arrival(labels, gate=TEST_SHARE, holdout=0.0, generator=lot) == GATE
-    roles = torch.full(labels.shape, TEST, dtype=torch.uint8)
-    roles[~test] = roles_on_arrival(labels[~test], gate=HELD_SHARE, holdout=0.0, generator=lot)
-    return roles
-
-
-def _trained(task: Task, place: Path, on_event: Callable[[Event], None]) -> Learned:
-    """What a base learns of the task, from the last epoch that is there."""
-    write_task(place, task)  # of another task than before, it starts afresh
-    increment.run(place, on_event)
-    return read_result(place)
-
-
 def _version(asked: Asked, dataset: Dataset, learned: Learned, place: Path) -> session.Loaded:
     """The base as a version of a registry, loaded to answer on the CPU."""
-    network = increment.load_network(learned.checkpoint, asked.options, len(learned.class_ids))
-    weight, bias = (tensor.detach().numpy() for tensor in (network.head.weight, network.head.bias))
-    weight, bias = fold.fold_bias(weight, bias, learned.bias)
-    preprocess = Preprocess(asked.image_size, asked.options.resized_to, learned.mean, learned.std)
-    draft = Manifest(
-        version=0,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        kind="increment",
-        parent=None,
-        method=learned.method,
-        network=asked.options.network,
-        embedding_dim=learned.embedding_dim,
-        default_answer=learned.answers_by,
-        preprocess=preprocess,
-        classes=tuple(ClassEntry(c, dataset.names[c], "trained", 0) for c in learned.class_ids),
-    )
-    files = {
-        session.MODEL: graph.export(network, weight=weight, bias=bias, preprocess=preprocess),
-        answering.MEANS: index.build(learned.class_ids, learned.means.numpy()),
-    }
     registry = Registry(str(place))
-    return session.load(registry, registry.publish(draft, files).version, provider="cpu")
-
-
-def _said(loaded: session.Loaded, dataset: Dataset, which: torch.Tensor) -> Said:
-    images = dataset.images.take(which)
-    parts = [loaded.run(images.pixels[k : k + BATCH].numpy()) for k in range(0, len(images), BATCH)]
-    logits, embedding = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Said(images.labels.numpy(), logits, embedding)
+    version = trained.publish(registry, learned, Around(names=dict(enumerate(dataset.names)), options=asked.options))
+    return session.load(registry, version.version, provider="cpu")
 
 
 # ---------------------------------------------------------------------------------------------------------- unknowns

@@ -6,7 +6,8 @@ from typing import Any
 
 from lifelist.benchmarks.accuracy import shown
 from lifelist.benchmarks.accuracy_report import figure, markdown
-from lifelist.benchmarks.newclasses import FALSE_ALARMS, KINDS, PROVISIONAL_LOSS
+from lifelist.benchmarks.newclasses import FALSE_ALARMS, KINDS
+from lifelist.benchmarks.trained import PROVISIONAL_LOSS
 
 Facts = Mapping[str, Any]  # what newclasses.measure found
 LABELS = {"linear": "provisional row", "nearest_mean": "nearest mean"}

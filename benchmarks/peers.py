@@ -106,22 +106,29 @@ PEERS = (
 
 def contenders(folder: Path, tell: Callable[[str], None]) -> list[Contender]:
     """All peers as rows; their environments are made in `folder` if they are not there."""
-    return [_contender(peer, _installed(peer, folder, tell)) for peer in PEERS]
+    return [_contender(peer, installed(_packages(peer), folder, tell)) for peer in PEERS]
 
 
-def _installed(peer: Peer, folder: Path, tell: Callable[[str], None]) -> Path:
-    """Where the programs of a peer's environment are. Failed, with what pip said, if it cannot be installed."""
-    place = folder / peer.package.replace("==", "-")
+def _packages(peer: Peer) -> Sequence[str]:
+    return [peer.package, *peer.beside, "numpy", "pillow", f"onnxruntime=={version('onnxruntime-gpu')}"]
+
+
+def installed(packages: Sequence[str], folder: Path, tell: Callable[[str], None]) -> Path:
+    """Where the programs of an environment are that has these packages, made in `folder` if it is not there.
+
+    It is called by the first of them, as in name==1.0. Failed, with what pip said, if that cannot be installed.
+    """
+    first = packages[0]
+    place = folder / first.replace("==", "-")
     programs = place / "bin"
-    wanted = [peer.package, *peer.beside, "numpy", "pillow", f"onnxruntime=={version('onnxruntime-gpu')}"]
     ready = place / "ready"
-    if not ready.exists() or ready.read_text() != "\n".join(wanted):
-        tell(f"installing {peer.package} in an environment of its own")
+    if not ready.exists() or ready.read_text() != "\n".join(packages):
+        tell(f"installing {first} in an environment of its own")
         venv.create(place, with_pip=True, clear=True)
-        done = subprocess.run([programs / "pip", "install", "--quiet", *wanted], capture_output=True, text=True)
+        done = subprocess.run([programs / "pip", "install", "--quiet", *packages], capture_output=True, text=True)
         if done.returncode:
-            raise Failed(f"{peer.package} cannot be installed: {done.stderr.strip()[-500:]}")
-        ready.write_text("\n".join(wanted))
+            raise Failed(f"{first} cannot be installed: {done.stderr.strip()[-500:]}")
+        ready.write_text("\n".join(packages))
     return programs
 
 

@@ -346,6 +346,73 @@ def newclasses(
     click.echo(json.dumps(facts["line"]))
 
 
+@bench.command()
+@click.option("--data", default="turned-digits", show_default=True, help="CIFAR-100 as Parquet, or other images.")
+@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Of the base.")
+@click.option("--image-size", type=click.IntRange(8), default=32, show_default=True, help="Pixels in each direction.")
+@click.option("--windows", type=click.IntRange(1), default=200, show_default=True, help="In which nothing happens.")
+@click.option("--oracle/--no-oracle", default=True, show_default=True, help="Estimates by NannyML too.")
+@click.option("--load/--no-load", "loads", default=True, show_default=True, help="What watching costs a server.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Of the load.")
+@click.option("--seconds", type=click.FloatRange(1), default=20.0, show_default=True, help="Of each load.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the versions, the page and the picture go.")
+@json_option
+@click.pass_obj
+def monitoring(
+    resolved: Resolved,
+    data: str,
+    epochs: int,
+    image_size: int,
+    windows: int,
+    oracle: bool,
+    loads: bool,
+    repeats: int,
+    seconds: float,
+    folder: Path | None,
+    as_json: bool,
+) -> None:
+    """Let things go wrong that are known: is the right alarm raised, how soon, what else; how right is the estimate?
+
+    Makes a page, a picture and results.json. Stopped at any moment, the same command goes on from the last epoch of the
+    versions. NannyML is installed from the package index, in an environment of its own; the load comes from wrk. The
+    last line is one of JSON.
+    """
+    from lifelist.benchmarks import monitoring as experiment
+    from lifelist.benchmarks import monitoring_cost, monitoring_oracle
+    from lifelist.benchmarks import monitoring_report as report
+    from lifelist.deploy.store import Store
+    from lifelist.deploy.trial import digits_home
+    from lifelist.training.sources import encoded
+
+    asked = experiment.Asked(
+        data=data, epochs=epochs, image_size=image_size, windows=windows, device=resolved.settings.training.device
+    )
+    place = (folder or resolved.settings.home / "bench" / "monitoring").absolute()
+    place.mkdir(parents=True, exist_ok=True)
+    with following() as show:
+        facts, scores = experiment.measure(
+            asked, place, lambda path: Store(f"sqlite:///{path}"), note, lambda event: show(event["kind"], event)
+        )
+    results = place / "results.json"
+    results.write_text(json.dumps(facts, indent=1))  # before what may fail: a network, a load generator
+    if oracle:
+        facts["oracle"] = monitoring_oracle.compare(scores, place / "environments", note)
+    if loads:
+        files = [image.data for image in encoded("digits")][: monitoring_cost.IMAGES]
+        with digits_home(resolved.settings, note) as home:
+            facts["cost"] = monitoring_cost.measure(home, files, repeats, seconds, note)
+    facts["line"] = experiment.line(facts)
+    report.picture(place / "monitoring.png", facts)
+    (place / "README.md").write_text(report.page(facts, "monitoring.png", _command(folder, data)))
+    results.write_text(json.dumps(facts, indent=1))
+    if not as_json:
+        parts = [table(report.BAR_TITLES, report.bars(facts)), table(report.TITLES, report.rows(facts))]
+        parts += [table(report.ORACLE_TITLES, report.oracle_rows(facts))] if oracle else []
+        parts += [table(report.COST_TITLES, report.cost_rows(facts))] if loads else []
+        click.echo("\n\n".join([*parts, f"The page: {place / 'README.md'}", ""]))
+    click.echo(json.dumps(facts["line"]))
+
+
 def _command(folder: Path | None, data: str = "") -> str:
     """What was typed, without this machine's paths."""
     names = {str(folder): "FOLDER"} | ({data: "PATH"} if Path(data).exists() else {})

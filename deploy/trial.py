@@ -17,12 +17,22 @@ EPOCHS = 3  # what it answers does not matter here
 @contextmanager
 def digits_server(settings: Settings, tell: Callable[[str], None], **serving: Any) -> Iterator[Server]:
     """Make a base and serve it by `settings`, of which those in `serving` are others, until the block ends."""
-    training = replace(settings.training, epochs=EPOCHS)
-    with tempfile.TemporaryDirectory() as folder:
-        kept_here = {"home": Path(folder), "registry": "", "database": ""}
+    with digits_home(settings, tell) as home:
         options = settings.serving.model_copy(update=serving)
-        own = settings.model_copy(update={**kept_here, "training": training, "gate": (), "serving": options})
-        tell("making a base of the digits")
-        make_base(own, "digits")
-        with running(own) as server:
+        with running(_at(home, settings).model_copy(update={"serving": options})) as server:
             yield server
+
+
+@contextmanager
+def digits_home(settings: Settings, tell: Callable[[str], None]) -> Iterator[Path]:
+    """A home with such a base, for a server that others start, until the block ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        tell("making a base of the digits")
+        make_base(_at(Path(folder), settings), "digits")
+        yield Path(folder)
+
+
+def _at(home: Path, settings: Settings) -> Settings:
+    training = replace(settings.training, epochs=EPOCHS)
+    kept_here = {"home": home, "registry": "", "database": ""}
+    return settings.model_copy(update={**kept_here, "training": training, "gate": ()})
