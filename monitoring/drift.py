@@ -93,7 +93,7 @@ def mmd(one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.r
     within = squared[np.triu(of_class[:, None] == of_class, 1)]
     width = float(np.median(within)) or 1.0
     kernel = np.exp(-squared / width)
-    np.fill_diagonal(kernel, 0)  # unbiased up to a constant, which permutations share
+    np.fill_diagonal(kernel, 0)  # no image is compared with itself
     signs = np.empty((PERMUTATIONS + 1, len(both)))
     signs[0] = np.repeat([1.0, -1.0], len(one))
     for class_id in np.unique(classes):
@@ -101,8 +101,10 @@ def mmd(one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.r
         signs[1:, places] = random.permuted(np.tile(signs[0, places], (PERMUTATIONS, 1)), axis=1)
     found = np.einsum("pn,pn->p", signs @ kernel, signs) / len(one) ** 2
     as_extreme = int((found[1:] >= found[0] - 1e-12).sum())
-    beyond_chance = max(0.0, found[0] - found[1:].mean())
-    return float(np.sqrt(beyond_chance)), (1 + as_extreme) / (PERMUTATIONS + 1)
+    m = len(one)
+    within, between = kernel[:m, :m].sum() + kernel[m:, m:].sum(), kernel[:m, m:].sum()
+    unbiased = within / (m * (m - 1)) - 2 * between / m**2  # eq. 3
+    return float(np.sqrt(max(0.0, unbiased))), (1 + as_extreme) / (PERMUTATIONS + 1)
 
 
 def shares(then: Mapping[int, int], now: Mapping[int, int], known: Sequence[int]) -> Tested | None:

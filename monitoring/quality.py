@@ -37,15 +37,14 @@ class Asked:
 
 def totals(database: Database, registry: Registry, asked: Asked) -> list[Figure]:
     """One figure for each version, source and group (and class, of group `class`), over all of the time."""
-    found = over(_found(database, registry, asked, DAY, whole=True), None)
-    found = _each_image_once(database, registry, found)
+    found = map(_of_one_round, over(_found(database, registry, asked, DAY, whole=True), None))
     return sorted(found, key=lambda one: (-one.version, one.source, one.group, one.class_id))
 
 
 def curve(database: Database, registry: Registry, asked: Asked) -> list[Figure]:
     """The same for each stretch of the time, in order of time."""
     finest = MINUTE if asked.seconds < HOUR else asked.seconds
-    return _each_image_once(database, registry, over(_found(database, registry, asked, finest), asked.seconds))
+    return [_of_one_round(one) for one in over(_found(database, registry, asked, finest), asked.seconds)]
 
 
 def share(figure: Figure, registry: Registry) -> Share:
@@ -120,26 +119,12 @@ def _as_traffic(found: Mapping[tuple[Source, int], Figure]) -> Share:
     return Share.of_weights(right, total, squares)
 
 
-def _each_image_once(database: Database, registry: Registry, found: Sequence[Figure]) -> list[Figure]:
-    """Figures of probes made to rest on as many images as there are: asked ten times they are no more than once."""
-    versions = sorted({one.version for one in found if one.source == "probe"})
-    if not versions:
-        return list(found)
-    c, counts = tables.probes.c, Counter[tuple[int, Group, int]]()
-    with database.reading() as connection:
-        rows = connection.execute(sa.select(c.version, c.truth, c.predicted).where(c.version.in_(versions))).all()
-    groups = {version: feedback.groups(registry.manifest(version)) for version in {row.version for row in rows}}
-    for row in rows:
-        counts.update((row.version, *key) for key in groups[row.version](row.predicted, row.truth))
-
-    def once(one: Figure) -> Figure:
-        distinct = counts.get((one.version, one.group, one.class_id), one.images)
-        if one.source != "probe" or distinct >= one.images:
-            return one
-        part = distinct / one.images
-        return replace(one, images=distinct, total=one.total * part, right=one.right * part, squares=one.squares * part)
-
-    return [once(one) for one in found]
+def _of_one_round(one: Figure) -> Figure:
+    """Probes ask about the same images again and again: what they are on average, as one round of them."""
+    if one.source != "probe" or one.rounds <= 1:
+        return one
+    sums = {name: getattr(one, name) / one.rounds for name in ("total", "right", "squares")}
+    return replace(one, images=round(one.images / one.rounds), rounds=1, **sums)
 
 
 def _calibrated_on(registry: Registry, figure: Figure) -> float:

@@ -25,7 +25,7 @@ def population(
 
 
 def by_hand(one: np.ndarray, other: np.ndarray, width: float) -> float:
-    """Maximum mean discrepancy, squared, term by term; an image is not compared with itself."""
+    """Maximum mean discrepancy, squared and unbiased, term by term; an image is not compared with itself."""
 
     def kernel(x: np.ndarray, y: np.ndarray) -> float:
         return float(np.exp(-((x - y) ** 2).sum() / width))
@@ -33,7 +33,7 @@ def by_hand(one: np.ndarray, other: np.ndarray, width: float) -> float:
     m = len(one)
     within = sum(kernel(side[i], side[j]) for side in (one, other) for i in range(m) for j in range(m) if i != j)
     between = sum(kernel(x, y) for x in one for y in other)
-    return (within - 2 * between) / m**2
+    return within / (m * (m - 1)) - 2 * between / m**2
 
 
 def test_the_discrepancy_is_that_of_the_formula() -> None:
