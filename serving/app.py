@@ -49,7 +49,7 @@ class Replica:
         lanes = options.lanes or share
         load = loader(registry, options, options.threads or share, lanes)
         self.options = options
-        self.metrics = Metrics(CollectorRegistry())
+        self.metrics = Metrics(CollectorRegistry(), options.metric_classes)
         self.statistics = Statistics()
         first = load(ref.version, None)
         self.live = Live(first, ref, options.max_batch, options.max_loaded, on_run=self.statistics.ran)

@@ -269,7 +269,9 @@ def _content(answer: Answer, parts: Parts, timing: Mapping[str, float], unknown_
         classes = [{"id": class_id, "name": names[class_id], "score": round(score, 6)} for class_id, score in ranking]
         image = {"prediction_id": known.id, "audit": known.audit, "classes": classes, "unknown_score": score}
         if unknown_at:
-            image["unknown"] = None if score is None else score > 1 - unknown_at
+            image["unknown"] = is_unknown = None if score is None else score > 1 - unknown_at
+            if is_unknown:
+                parts.metrics.unknown.inc()
         images.append(image)
     return {
         "version": answer.loaded.version,

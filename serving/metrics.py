@@ -5,12 +5,14 @@ to /metrics sees every replica, and a replica that is started anew begins series
 """
 
 import functools
+import heapq
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter as Counts
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,12 +25,60 @@ LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 PHASE = (0.001, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300)  # seconds
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # images
 CLIENT_LEFT = "499"  # as Ray and nginx count a client that did not wait for its answer
+CODES = ("200", "400", "429", CLIENT_LEFT, "500", "503")  # counted from 0, so that the first one is seen as a rise
+PHASES = ("prepare", "commit", "release")  # of a swap
+OTHER = "other"  # in place of a class id
+
+
+class Answers(Collector):
+    """Images by the class that they were taken for: `most` classes by themselves, all others together as OTHER.
+
+    Shown are the first classes that come, and from the next look on those of most images. What a class counted while it
+    was not shown stays in OTHER: no counter ever falls.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._counts: Counts[tuple[int, AnswerKind]] = Counts()
+        self._others: Counts[AnswerKind] = Counts()
+        self._shown: set[int] = set()
+
+    def add(self, class_id: int, kind: AnswerKind) -> None:
+        """One more image."""
+        self._counts[class_id, kind] += 1
+        if class_id not in self._shown:
+            if len(self._shown) < self.most:
+                self._shown.add(class_id)
+            else:
+                self._others[kind] += 1
+
+    def keep(self, known: Collection[int]) -> None:
+        """Forget classes but these: the others are answered no more."""
+        self._counts = Counts({key: count for key, count in self._counts.items() if key[0] in known})
+        self._shown.intersection_update(known)
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts, by class id and kind of answer."""
+        images: Counts[int] = Counts()
+        for (class_id, _), count in self._counts.items():
+            images[class_id] += count
+        self._shown = set(heapq.nlargest(self.most, images, key=lambda class_id: (images[class_id], -class_id)))
+        found = CounterMetricFamily(
+            "lifelist_answers", "Images, by the class they were taken for.", labels=["class_id", "answer"]
+        )
+        for (class_id, kind), count in self._counts.items():
+            if class_id in self._shown:
+                found.add_metric([str(class_id), kind], count)
+        for kind, count in self._others.items():
+            found.add_metric([OTHER, kind], count)
+        yield found
 
 
 class Metrics:
     """What a replica counts. Declared here; every use is one call."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, classes: int = 100) -> None:
+        """classes: how many of them have series of their own."""
         self.registry = registry
         self.requests = Counter(
             "lifelist_requests_total", "Queries, by the status that they got.", ["code"], registry=registry
@@ -49,10 +99,9 @@ class Metrics:
         self.queued = Gauge("lifelist_queued_images", "Images that wait for the model.", registry=registry)
         self.held = Gauge("lifelist_buffered_bytes", "Bytes of the bodies of queries held.", registry=registry)
         self.batch = Histogram("lifelist_batch_size", "Images in one model run.", buckets=BATCH, registry=registry)
-        self.answers = Counter(
-            "lifelist_answers_total", "Images, by the class they were taken for.", ["class_id", "answer"],
-            registry=registry,
-        )  # fmt: skip
+        self.answers = Answers(classes)
+        registry.register(self.answers)
+        self.unknown = Counter("lifelist_unknown", "Images that were called unknown.", registry=registry)
         self.live = Gauge(
             "lifelist_live_version_info", "The version that answers.",
             ["version", "classes", "answer", "provider", "precision"], registry=registry,
@@ -64,15 +113,19 @@ class Metrics:
         self.failed_swaps = Counter(
             "lifelist_swap_failures_total", "Phases of a swap that failed.", ["phase"], registry=registry
         )
-
-        self.of_code = functools.cache(self.requests.labels)  # to look a series up takes longer than to count
-        self._of_class = functools.cache(self.answers.labels)
         self.audited = Counter("lifelist_audited", "Images whose answers were marked for the audit.", registry=registry)
+        self.of_code = functools.cache(self.requests.labels)  # to look a series up takes longer than to count
+        for code in CODES:
+            self.of_code(code)
+        for phase in PHASES:
+            self.swap.labels(phase)
+            self.failed_swaps.labels(phase)
 
     def now_live(self, loaded: Loaded) -> None:
         """Show which version answers, and no other."""
         self.live.clear()
         manifest = loaded.manifest
+        self.answers.keep({entry.id for entry in manifest.answerable})
         self.live.labels(
             str(loaded.version),
             str(len(manifest.answerable)),
@@ -81,9 +134,9 @@ class Metrics:
             loaded.precision,
         ).set(1)
 
-    def answered(self, class_id: int, kind: AnswerKind, audit: bool) -> None:
+    def answered(self, class_id: int, kind: AnswerKind, audit: bool = False) -> None:
         """Count one image's answer."""
-        self._of_class(class_id, kind).inc()
+        self.answers.add(class_id, kind)
         if audit:
             self.audited.inc()
 

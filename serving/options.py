@@ -65,6 +65,9 @@ class ServingOptions(BaseModel):
         le=1,
         description="share of answers marked for the audit, at random; their true classes tell most; 0: none",
     )
+    metric_classes: int = Field(
+        default=100, ge=0, le=10_000, description="classes with series of their own in /metrics; the others are one"
+    )
     max_batch: int = Field(default=64, ge=1, description="images in one model run")
     max_queue: int = Field(default=2048, ge=1, description="images that may wait in a replica; more are answered 503")
     max_requests: int = Field(default=1024, ge=1, description="queries at once in a replica; more are answered 503")

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from parts import BIRDS, OPEN, encoded, tiny_images, tiny_version
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from lifelist.exporter import session
 from lifelist.exporter.errors import Unavailable
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import catalog, metrics
@@ -213,3 +215,55 @@ def test_the_documentation_names_every_metric_and_every_limit() -> None:
     for option in ServingOptions.model_fields:
         if option.startswith("max_") and option != "max_batch":
             assert f"| `{option}` |" in page, option
+
+
+def images(made: metrics.Metrics) -> dict[str, float]:
+    """By class id, as they are shown."""
+    return {
+        dict(labels)["class_id"]: value
+        for family in metrics.snapshot(made.registry)
+        if family.name == "lifelist_answers"
+        for _, labels, value in family.samples
+    }
+
+
+def test_classes_asked_about_most_are_counted_by_themselves_and_the_others_together() -> None:
+    made = metrics.Metrics(CollectorRegistry(), classes=2)
+    for class_id, count in ((1, 3), (2, 1), (3, 5), (4, 2)):
+        for _ in range(count):
+            made.answered(class_id, "linear")
+    assert images(made) == {"1": 3, "3": 5, "other": 7}  # 1 and 2 came first, and were shown until this look
+    for _ in range(9):
+        made.answered(2, "linear")
+    assert images(made) == {"2": 10, "3": 5, "other": 16}
+
+
+def test_no_series_of_answers_ever_falls_whatever_is_asked_about() -> None:
+    random, made, last = np.random.default_rng(0), metrics.Metrics(CollectorRegistry(), classes=5), dict[str, float]()
+    for look in range(200):
+        for class_id in (random.zipf(1.3, 50) + look // 20) % 40:
+            made.answered(int(class_id), "linear")
+        found = images(made)
+        assert len(found) <= 6
+        assert all(found.get(name, before) >= before for name, before in last.items())
+        last |= found
+
+
+def test_the_series_of_a_class_that_is_answered_no_more_goes(registry: Registry) -> None:
+    made = metrics.Metrics(CollectorRegistry())
+    for class_id in (0, 1, 4):
+        made.answered(class_id, "linear")
+    loaded = session.load(registry, 1, provider="cpu")  # knows classes 0 to 2
+    made.now_live(loaded)
+    assert set(images(made)) == {"0", "1"}
+
+
+def test_what_may_go_wrong_is_counted_from_zero() -> None:
+    """A series that begins with its first error shows no rise: no alert would see it."""
+    registry = CollectorRegistry()
+    metrics.Metrics(registry)
+    text = generate_latest(registry).decode()
+    for code in ("200", "500", "503"):
+        assert f'lifelist_requests_total{{code="{code}"}} 0.0' in text
+    for phase in ("prepare", "commit"):
+        assert f'lifelist_swap_failures_total{{phase="{phase}"}} 0.0' in text
