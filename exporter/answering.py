@@ -21,6 +21,7 @@ from lifelist.exporter.rows import Rows
 from lifelist.exporter.unknowns import unknown_scores
 
 MEANS = "class_means.faiss"
+MOST_SCORES = 2_000_000  # images × classes that a calibration error is measured on
 
 Believed = tuple[npt.NDArray[np.int64], confidence.Probabilities]  # A class ids, N×A
 
@@ -122,15 +123,28 @@ class Answering:
 
     def fitted(self, held: HeldOut) -> Confidences:
         """How probable its answers are, as held-out images show; a merged class's are its target's here."""
-        instead = self.manifest.instead
-        labels = np.array([instead.get(label, label) for label in held.labels.tolist()], np.float64)  # None: NaN
-        kept = ~np.isnan(labels)
+        kept, labels = self._answered(held)
         logits, embedding = self.all_logits(held.logits, held.embedding)[kept], held.embedding[kept]
 
         def of(kind: AnswerKind) -> Confidence | None:
-            return confidence.fit(self.evidence(kind, logits, embedding), labels[kept].astype(np.int64))
+            return confidence.fit(self.evidence(kind, logits, embedding), labels)
 
         return Confidences(of("linear"), of("nearest_mean"))
+
+    def calibration_error(self, held: HeldOut, kind: AnswerKind) -> float | None:
+        """How far off its probabilities are on held-out images (confidence.py); None if they are too few."""
+        kept, labels = self._answered(held)
+        every = 1 + len(kept) * self.row_count // MOST_SCORES
+        kept, labels = kept[::every], labels[::every]
+        logits, embedding = self.all_logits(held.logits[kept], held.embedding[kept]), held.embedding[kept]
+        return confidence.error(self.evidence(kind, logits, embedding), labels)
+
+    def _answered(self, held: HeldOut) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]:
+        """Which held-out images are of classes that are answered, and as which: a merged class's are its target's."""
+        instead = self.manifest.instead
+        labels = np.array([instead.get(label, label) for label in held.labels.tolist()], np.float64)  # None: NaN
+        kept = np.flatnonzero(~np.isnan(labels))
+        return kept, labels[kept].astype(np.int64)
 
     def probabilities_of(self, kind: AnswerKind, logits: Floats, embedding: Floats) -> Believed | None:
         """Class ids, and N×A how probable each is; None if this kind of answer was not calibrated."""

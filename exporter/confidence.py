@@ -15,6 +15,7 @@ import numpy.typing as npt
 from lifelist.exporter.manifest import SURE_POINTS, Confidence
 
 LEAST = 20  # images, to fit anything
+BINS = 10
 SCALES = (1e-2, 1e3)
 
 Probabilities = npt.NDArray[np.float64]
@@ -70,6 +71,33 @@ def probabilities(fitted: Confidence, found: Evidence) -> Probabilities:
         shown[rest <= 0] += ((1 - right) / (shown.shape[1] - 1))[rest <= 0, None]
         shown[rows, best] = right
     return shown
+
+
+def error(found: Evidence, labels: npt.NDArray[np.int64]) -> float | None:
+    """Expected calibration error on N held-out images, 0 … 1: the mean distance of "so sure" from "so often right".
+
+    Every second image is fitted to, and the error is that of the others in bins of equal counts (Naeini et al., AAAI
+    2015); then the other way round. Chance alone makes it some hundredths where images are few. None: too few to fit.
+    """
+    halves = [np.arange(len(labels)) % 2 == k for k in (0, 1)]
+    errors = [
+        _binned(fitted, _of(found, other), labels[other])
+        for half, other in (halves, halves[::-1])
+        if (fitted := fit(_of(found, half), labels[half])) is not None
+    ]
+    return float(np.mean(errors)) if len(errors) == 2 else None
+
+
+def _of(found: Evidence, which: npt.NDArray[np.bool_]) -> Evidence:
+    return Evidence(found.ids, found.scores[which])
+
+
+def _binned(fitted: Confidence, found: Evidence, labels: npt.NDArray[np.int64]) -> float:
+    shown = probabilities(fitted, found)
+    sure, right = shown.max(axis=1), found.ids[shown.argmax(axis=1)] == labels
+    order = np.argsort(sure, kind="stable")
+    gaps = [abs(float(np.sum(sure[bin_] - right[bin_]))) for bin_ in np.array_split(order, min(BINS, len(order)))]
+    return sum(gaps) / len(order)
 
 
 def _softmax(scores: npt.NDArray[np.float64]) -> Probabilities:
