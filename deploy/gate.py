@@ -15,6 +15,7 @@ from lifelist.exporter.session import Loaded
 Ids = npt.NDArray[np.int64]
 BATCH = 64  # images
 SAME = 0.9  # of the images of a class that are answered as one other class
+NOT_JUDGED = "not judged: "  # what a message says before the classes of which there were too few images
 ROUNDING = 1e-9  # 0.66 - 0.64 is a little more than 0.02
 
 
@@ -111,7 +112,7 @@ def _new_class_accuracy(evidence: Evidence, limit: float, min_images: int) -> Ch
         if found[class_id] < limit:
             low.append(f"{name!r} has {found[class_id]:.3f} on {count} gate images{_taken_for(evidence, class_id)}")
     lowest = min(found.values(), default=None)
-    said = [f"not judged: {some(few)}, for that needs {min_images} of a class"] if few else []
+    said = [f"{NOT_JUDGED}{some(few)}, for that needs {min_images} of a class"] if few else []
     if low:
         said.insert(0, f"new-class accuracy below {limit:g}: class {some(low)}")
     elif lowest is not None:

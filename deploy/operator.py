@@ -22,6 +22,7 @@ from lifelist.client.answers import Added, ClassDetail, Increment, Increments, J
 from lifelist.deploy import changes, enrol, examples, quality_routes, rollout, stream, uploads, withdrawn
 from lifelist.deploy.desk import AtDesk, Desk, With
 from lifelist.deploy.naming import Names, class_name, learned_as, names
+from lifelist.deploy.progress import Progress
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
@@ -101,7 +102,9 @@ def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     made.add_middleware(uploads.SmallBodies, options=workshop.settings.serving, but_for="/v1/examples")
     door = Door(guard, workshop.settings.serving.requests_per_second)
     made.add_middleware(Guarded, door=door)  # the last added is outermost: it is asked before a body is read
-    made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors))
+    shown = workshop.settings.serving.metric_classes
+    made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors, shown))
+    catalog_.collectors.register(Progress(workshop.store, workshop.registry))
     made.include_router(routes)
     made.include_router(quality_routes.routes)
     made.include_router(oip_routes.routes)
@@ -329,8 +332,8 @@ def give_feedback(desk: AtDesk, body: Truth) -> Judged:
         counted.labels("late").inc()
         raise
     outcome = feedback.judge(version)(made.class_id, truth.id)
-    counted.labels(outcome if is_news else "duplicate").inc()
-    desk.quality.lag.observe(max(0.0, at - made.at))
+    told = outcome if is_news else "duplicate"
+    desk.quality.labelled(body.prediction_id, told, at - made.at, audit=is_news and made.weight > 0)
     titles = {entry.id: entry.name for entry in version.classes}
     return {
         "version": made.version,

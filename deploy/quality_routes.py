@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal, cast
 
-import sqlalchemy as sa
 from fastapi import APIRouter, Query
 
 from lifelist.client.answers import (
@@ -26,7 +25,7 @@ from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Unavailable
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
-from lifelist.monitoring import figures, notices, quality, tables, times
+from lifelist.monitoring import figures, notices, quality, times
 from lifelist.monitoring.figures import NONE
 from lifelist.monitoring.quality import Asked
 
@@ -98,17 +97,8 @@ def alarms(workshop: With) -> AlarmList:
 @routes.get("/v1/drift")
 def drift(workshop: With) -> DriftTests:
     """Whether what the live version is asked looks as what it was held against: the latest result of each test."""
-    live, c = _live(workshop), tables.drift.c
-    latest = (
-        sa.select(c.window, c.test, sa.func.max(c.at).label("at"))
-        .where(c.version == live.version)
-        .group_by(c.window, c.test)
-        .subquery()
-    )
-    same = (c.window == latest.c.window) & (c.test == latest.c.test) & (c.at == latest.c.at)
-    query = sa.select(tables.drift).join(latest, same).where(c.version == live.version).order_by(c.window, c.test)
-    with workshop.store.reading() as connection:
-        rows = [cast(DriftTest, dict(row._mapping)) for row in connection.execute(query)]
+    live = _live(workshop)
+    rows = [cast(DriftTest, row) for row in quality.drift_tests(workshop.store, live.version)]
     return {"live": live.version, "tests": rows}
 
 

@@ -14,6 +14,7 @@ from lifelist.client.answers import ENDED
 from lifelist.deploy import tables
 from lifelist.deploy.records import Event, KnownClass, Rollout, StepRecord, now
 from lifelist.exporter.errors import Conflict, Missing, Moved
+from lifelist.monitoring import times
 
 QUEUED = "queued"  # the state before the first step
 SETTLED = frozenset({"swap", "tidy"})  # live is moving or has moved: too late to cancel
@@ -68,11 +69,18 @@ class Store:
             row = connection.execute(query).first()
         return None if row is None else _rollout(row)
 
-    def rollouts(self) -> list[Rollout]:
-        """All of them, the latest first."""
+    def rollouts(self, most: int | None = None) -> list[Rollout]:
+        """All of them, or so many, the latest first."""
         with self.reading() as connection:
-            rows = connection.execute(sa.select(tables.rollouts).order_by(tables.rollouts.c.id.desc()))
+            rows = connection.execute(sa.select(tables.rollouts).order_by(tables.rollouts.c.id.desc()).limit(most))
             return [_rollout(row) for row in rows]
+
+    def states(self) -> dict[str, int]:
+        """How many rollouts are in each state that any is in."""
+        c = tables.rollouts.c
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(c.state, sa.func.count()).group_by(c.state))
+            return {state: int(count) for state, count in rows}
 
     def open_rollouts(self) -> list[Rollout]:
         """Those that have not ended, in the order in which they are carried: the running one, then the queue."""
@@ -217,6 +225,13 @@ class Store:
             return [
                 StepRecord(*row) for row in connection.execute(query.where(c.rollout_id == rollout_id).order_by(c.id))
             ]
+
+    def seconds_in(self, state: str, at: str) -> float:
+        """For how long rollouts were in a step's state, all together; one that still is, until `at`."""
+        c = tables.steps.c
+        with self.reading() as connection:
+            rows = connection.execute(sa.select(c.began_at, c.ended_at).where(c.state == state)).all()
+        return sum(max(0.0, times.unix(ended or at) - times.unix(began)) for began, ended in rows)
 
     # Events
 

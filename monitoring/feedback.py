@@ -24,6 +24,7 @@ from lifelist.monitoring.options import DAY_S
 from lifelist.serving.prediction import Prediction
 
 Outcome = Literal["correct", "wrong", "unseen"]  # unseen: of a class that the version which answered could not name
+Judge = Callable[[int, int], Outcome]  # (predicted, truth), class ids
 OTHERWISE = (
     "duplicate",
     "late",
@@ -82,7 +83,7 @@ def history(database: Database, prediction_id: str) -> list[tuple[int, str]]:
         return [(row.truth, row.at) for row in connection.execute(query)]
 
 
-def judge(manifest: Manifest) -> Callable[[int, int], Outcome]:
+def judge(manifest: Manifest) -> Judge:
     """(predicted, truth) → how an answer of this version was, by its classes: a merged one is its target here."""
     instead, named = manifest.instead, {entry.id for entry in manifest.answerable}
 

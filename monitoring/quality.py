@@ -154,3 +154,18 @@ def _found(database: Database, registry: Registry, asked: Asked, seconds: int, w
                 and (asked.versions is None or figure.version in asked.versions)
             ):
                 yield figure
+
+
+def drift_tests(database: Database, version: int) -> list[dict[str, Any]]:
+    """The latest result of each test of each window, of the answers of a version; keys as in tables.drift."""
+    c = tables.drift.c
+    latest = (
+        sa.select(c.window, c.test, sa.func.max(c.at).label("at"))
+        .where(c.version == version)
+        .group_by(c.window, c.test)
+        .subquery()
+    )
+    same = (c.window == latest.c.window) & (c.test == latest.c.test) & (c.at == latest.c.at)
+    query = sa.select(tables.drift).join(latest, same).where(c.version == version).order_by(c.window, c.test)
+    with database.reading() as connection:
+        return [dict(row._mapping) for row in connection.execute(query)]
