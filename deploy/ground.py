@@ -75,8 +75,8 @@ def lock(home: Path) -> Iterator[None]:
         yield
 
 
-def check_port(host: str, port: int, flag: str = "--port") -> None:
-    """Conflict, naming the flag for another port, if something listens there; BadSetting if we could not do so."""
+def check_port(host: str, port: int, flag: str = "--port", command: str = "lifelist serve") -> None:
+    """Conflict if something listens there, naming the flag of a command for another; BadSetting if we could not."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
@@ -90,7 +90,7 @@ def check_port(host: str, port: int, flag: str = "--port") -> None:
             if error.errno == errno.EADDRINUSE:
                 raise Conflict(
                     f"port {port} on {host} is in use by another program; end it, or choose another port: "
-                    f"lifelist serve {flag} {port + 1 if port < 65535 else port - 1}"
+                    f"{command} {flag} {port + 1 if port < 65535 else port - 1}"
                 ) from None
             raise BadSetting(f"cannot listen at {host}, port {port}: {error.strerror}") from error
 

@@ -65,12 +65,12 @@ class Server:
 
 def serve(settings: Settings) -> int:
     """Serve until ctrl-C or SIGTERM; 0. Errors before that are raised, and nothing is left running."""
-    with _signals():
+    with stopped_by_signals():
         try:
             with running(settings) as server:
                 click.echo("\n".join(banner(server)))
                 server.watch()
-        except _Stopped:
+        except Stopped:
             return 0
 
 
@@ -230,16 +230,16 @@ def _end(head: "subprocess.Popen[str]", nonce: str) -> None:
             head.wait(END_S)
 
 
-class _Stopped(BaseException):
+class Stopped(BaseException):
     """Asked to end, at whatever point."""
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """The signals that ask a program to end raise _Stopped."""
+def stopped_by_signals() -> Iterator[None]:
+    """The signals that ask a program to end raise Stopped."""
 
     def asked(number: int, frame: FrameType | None) -> None:
-        raise _Stopped
+        raise Stopped
 
     heard = [
         number for number in ENDING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
