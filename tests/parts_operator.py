@@ -23,12 +23,13 @@ from lifelist.deploy.records import Rollout, now
 from lifelist.deploy.settings import Settings
 from lifelist.deploy.workshop import Workshop, open_workshop
 from lifelist.exporter.registry import Registry
-from lifelist.serving import metrics, prediction
+from lifelist.serving import keys, metrics, prediction
 from lifelist.serving.app import Replica
 from lifelist.serving.catalog import Catalog
 from lifelist.serving.follow import Report, Status
 from lifelist.serving.keys import Guard
 from lifelist.serving.metrics import Family
+from lifelist.serving.observed import Observations, Taken
 from lifelist.serving.statistics import Counts
 
 
@@ -39,11 +40,22 @@ class Server:
     url: str
     settings: Settings
     workshop: Workshop
+    replica: Replica
+    loop: asyncio.AbstractEventLoop
 
     @property
     def port(self) -> str:
         """The port, as a flag takes it."""
         return self.url.rpartition(":")[2]
+
+    def observed(self) -> list[Observations]:
+        """What it answered since the last time, as the watcher gets it."""
+
+        async def take() -> list[Taken]:
+            return self.replica.observed.take()
+
+        taken = asyncio.run_coroutine_threadsafe(take(), self.loop).result(30)
+        return [sample.arrays() for sample in taken]
 
 
 class _One:
@@ -61,6 +73,9 @@ class _One:
     async def statistics(self) -> list[Mapping[int, Counts]]:
         return [self.replica.statistics.snapshot()]
 
+    async def observed(self) -> list[Observations]:
+        return [sample.arrays() for sample in self.replica.observed.take()]
+
     async def load(self, version: int) -> list[Report]:
         return [await self.replica.follower.pin(version)]
 
@@ -74,11 +89,26 @@ def serving(
 ) -> Iterator[Server]:
     """A server whose live version 1 is tiny and knows the `known` classes, with ids from 1; `before` it starts."""
     made = Settings(home=home, **settings)
+    tiny_version(Registry(made.registry_url), known, first_id=1, live=True)
+
+    def named(workshop: Workshop) -> None:
+        with workshop.store.writing() as connection:
+            connection.execute(tables.classes.insert(), [{"name": name, "created_at": now()} for name in known])
+        if before is not None:
+            before(workshop)
+
+    with running(made, named) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(made: Settings, before: Callable[[Workshop], Any] = lambda _: None) -> Iterator[Server]:
+    """A server of settings that have a live version."""
     registry = Registry(made.registry_url)
-    tiny_version(registry, known, first_id=1, live=True)
     loop = asyncio.new_event_loop()
-    guard = Guard(made.keys_file, anonymous=made.is_open)
-    replica = Replica("one", registry, made.serving, prediction.key_in(made.secret_file), guard)
+    key = prediction.key_in(made.secret_file)
+    guard = Guard(made.keys_file, anonymous=made.is_open, own=keys.own(key))
+    replica = Replica("one", registry, made.serving, key, guard)
 
     def wait_for(work: Any) -> None:
         report = asyncio.run_coroutine_threadsafe(work, loop).result(30)
@@ -92,10 +122,7 @@ def serving(
         wait_for(replica.follower.release())
 
     workshop = open_workshop(made, swap=swap)
-    with workshop.store.writing() as connection:
-        connection.execute(tables.classes.insert(), [{"name": name, "created_at": now()} for name in known])
-    if before is not None:
-        before(workshop)
+    before(workshop)
     operated = operator.app(workshop, Catalog(registry, _One(replica), made.serving, nonce="test"), guard)
 
     async def both(scope: Scope, receive: Receive, send: Send) -> None:
@@ -119,7 +146,7 @@ def serving(
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
-        yield Server(f"http://127.0.0.1:{port}", made, workshop)
+        yield Server(f"http://127.0.0.1:{port}", made, workshop, replica, loop)
     finally:
         server.should_exit = True
         thread.join(10)
