@@ -297,3 +297,15 @@ def test_corrections_are_those_of_the_increments_that_live_comes_from(
     assert values(page, "lifelist_bic_beta") == {("3",): 0.5, ("2",): 0.5}
     promoted = values(page, "lifelist_last_promotion_timestamp_seconds")[()]
     assert promoted == pytest.approx(time.time(), abs=60)
+
+
+def test_the_page_names_every_metric_that_the_operator_adds(
+    store: Store, registry: Registry, page: CollectorRegistry
+) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "monitoring" / "grafana.md").read_text()
+    Quality(store, registry, page)
+    page.register(Progress(store, registry))
+    store.add_rollout("bic", [])
+    names = {f"{family.name}{'_total' if family.type == 'counter' else ''}" for family in page.collect()}
+    assert len(names) > 35
+    assert {name for name in names if f"`{name}" not in text} == set()
