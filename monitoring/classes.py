@@ -58,8 +58,11 @@ def recall(
         rows = connection.execute(query).all()
     begins, length = times.text(since), int(until - since)
 
-    def figure(source: Source, class_id: int, images: int, *sums: float) -> Figure:
-        return Figure(begins, length, live.version, source, "class", class_id, images, *sums)
+    def figure(
+        source: Source, class_id: int, images: int, total: float, right: float, squares: float, rounds: int = 1
+    ) -> Figure:
+        sums = images, total, right, squares, rounds
+        return Figure(begins, length, live.version, source, "class", class_id, *sums)
 
     named = set(shown)
     labelled = [
