@@ -397,6 +397,76 @@ class QualityCurve(TypedDict):
     points: list[Point]
 
 
+class ConfusedPair(TypedDict):
+    """Images of one class that were answered as another. ratio: of all images of the true class, with its interval."""
+
+    truth: ClassName
+    predicted: ClassName
+    images: int
+    ratio: float
+    low: float
+    high: float
+
+
+class Confusions(TypedDict):
+    """GET /v1/quality/confusions: most images first."""
+
+    since: str
+    until: str
+    version: int
+    source: Literal["feedback", "probe"]
+    images: int  # of all classes
+    right: int
+    pairs: list[ConfusedPair]
+
+
+class BiasRow(TypedDict):
+    """How often new classes are answered (ratio, with its interval), beside how often they are shown.
+
+    of: held-out images as answered when the version was made, before (linear_uncorrected) and after correction, or by
+    nearest mean; gate images sent to the server (probe); labels (feedback).
+    """
+
+    of: Literal["linear_uncorrected", "linear", "nearest_mean", "probe", "feedback"]
+    images: int
+    shown: float
+    ratio: float
+    low: float
+    high: float
+
+
+class BiasOf(TypedDict):
+    """GET /v1/quality/bias. new: ids of the classes of the latest increment; without any there is no row."""
+
+    since: str
+    until: str
+    version: int
+    new: list[int]
+    rows: list[BiasRow]
+
+
+class ExemplarCount(TypedDict):
+    """How many exemplars there are of a class."""
+
+    id: int
+    images: int
+
+
+class Exemplars(TypedDict):
+    """GET /v1/versions/{version}/exemplars: of the classes that have any."""
+
+    version: int
+    classes: list[ExemplarCount]
+
+
+class Caller(TypedDict):
+    """GET /v1/caller: the name of the key, none where none is needed, and what may be done."""
+
+    name: str | None
+    roles: list[Literal["read", "classify", "feedback", "operate"]]
+    problem: str | None  # why nothing may be done
+
+
 class AlarmState(TypedDict):
     """An alarm as it stands."""
 

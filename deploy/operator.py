@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from starlette.concurrency import run_in_threadpool
 
 from lifelist.client.answers import Added, ClassDetail, Increment, Increments, Judged, Moved
-from lifelist.deploy import changes, enrol, examples, quality_routes, rollout, stream, uploads, withdrawn
+from lifelist.deploy import changes, dashboard, enrol, examples, quality_routes, rollout, stream, uploads, withdrawn
 from lifelist.deploy.desk import AtDesk, Desk, With
 from lifelist.deploy.naming import Names, class_name, learned_as, names
 from lifelist.deploy.progress import Progress
@@ -105,8 +105,10 @@ def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     shown = workshop.settings.serving.metric_classes
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors, shown))
     catalog_.collectors.register(Progress(workshop.store, workshop.registry))
+    made.state.guard = guard
     made.include_router(routes)
     made.include_router(quality_routes.routes)
+    made.include_router(dashboard.routes)
     made.include_router(oip_routes.routes)
     return made
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from lifelist.deploy import examples
+from lifelist.deploy import examples, thumbnails
 from lifelist.deploy.naming import learned_as
 from lifelist.deploy.records import Rollout, StepRecord
 from lifelist.deploy.store import Store
@@ -20,7 +20,6 @@ from lifelist.exporter.preprocess import decode
 from lifelist.training.methods import METHODS
 
 SHOWN = 12  # exemplars of a class
-LARGEST = 96  # pixels in each direction of a thumbnail; a smaller image is left as it is
 Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
 
 Evaluation = Mapping[str, Any]  # answer → figures, as training/evaluate.py makes them
@@ -247,6 +246,20 @@ def _chosen(workshop: Workshop, version: Manifest, notes: dict[str, list[str]]) 
         return {}
 
 
+def confusions_of(workshop: Workshop, version: Manifest) -> dict[str, dict[tuple[int, int], int]]:
+    """Kind of answer, `linear_uncorrected` among them → (true, answered) class ids → held-out images.
+
+    Of the model that the version answers with, when it was made; of a version made by hand nothing may be known.
+    """
+    model = _of_model(workshop, version, {"classes": []})
+    found = {} if model is None else _published(workshop, model, {"classes": []}) or {}
+    return {
+        key: {(int(t), int(p)): n for t, row in found[key].get("confusion", {}).items() for p, n in row.items()}
+        for key in _KEYS
+        if key in found
+    }
+
+
 def _without(version: Manifest) -> str:
     return f"Version {version.version} has no {EVALUATION} to read."
 
@@ -330,16 +343,14 @@ def _memories(
 
 def _exemplar(workshop: Workshop, sha256: str, seen: Preprocess) -> Exemplar:
     """The part of the image that the model sees, at most LARGEST pixels in each direction."""
-    side = min(seen.size, LARGEST)
-    shown = examples.decoding(side, max(side, round(seen.resize_to * side / seen.size)))
     try:
-        image = decode(workshop.images.get(sha256), shown)
+        image = decode(workshop.images.get(sha256), thumbnails.shown(seen))
     except Missing:
         return Exemplar(sha256, None, "deleted since")
     except LifelistError as error:
         return Exemplar(sha256, None, str(error))
     out = io.BytesIO()
-    Image.fromarray(image).save(out, "WEBP", lossless=side < LARGEST, quality=85)
+    Image.fromarray(image).save(out, "WEBP", lossless=seen.size < thumbnails.LARGEST, quality=85)
     return Exemplar(sha256, out.getvalue())
 
 

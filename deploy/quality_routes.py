@@ -10,6 +10,11 @@ from fastapi import APIRouter, Query
 from lifelist.client.answers import (
     AlarmList,
     AlarmState,
+    BiasOf,
+    BiasRow,
+    ClassName,
+    ConfusedPair,
+    Confusions,
     Doubt,
     DriftTest,
     DriftTests,
@@ -20,12 +25,13 @@ from lifelist.client.answers import (
     QualityCurve,
     QualityOf,
 )
+from lifelist.deploy import outcome
 from lifelist.deploy.desk import With
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Unavailable
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
-from lifelist.monitoring import figures, notices, quality, times
+from lifelist.monitoring import confusions, figures, notices, quality, times
 from lifelist.monitoring.figures import NONE
 from lifelist.monitoring.quality import Asked
 
@@ -72,9 +78,12 @@ def quality_curve(
     group: GroupName | None = None,
     source: SourceName | None = None,
     version: VersionNumber = None,
+    class_id: Annotated[int | None, Query(ge=0, le=LARGEST)] = None,
 ) -> QualityCurve:
-    """The same figures stretch by stretch, at most some hundred of them."""
-    asked, live = _asked(since, until, group, source, version), _live(workshop)
+    """The same figures stretch by stretch, at most some hundred of them. `class_id`: of one class, with group=class."""
+    if class_id is not None and group != "class":
+        raise BadInput("class_id is one of group=class; give both")
+    asked, live = _asked(since, until, group, source, version, class_id), _live(workshop)
     rows = _shown(workshop, quality.curve(workshop.store, workshop.registry, asked), live)
     points = [cast(Point, {"at": at, **row}) for at, row in rows]
     return {
@@ -84,6 +93,77 @@ def quality_curve(
         "seconds": asked.seconds,
         "points": points,
     }
+
+
+@routes.get("/v1/quality/confusions")
+def quality_confusions(
+    workshop: With,
+    since: Moment = "24h",
+    until: Moment | None = None,
+    source: Literal["feedback", "probe"] = "probe",
+    version: VersionNumber = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 50,
+) -> Confusions:
+    """Which classes a version, live unless given, takes for which others, most images first.
+
+    Gate images are counted by the day, so that the day of `since` is in it as a whole.
+    """
+    asked, live = _asked(since, until), _live(workshop)
+    of_version = live if version is None else workshop.registry.manifest(version)
+    counts = confusions.found(
+        workshop.store, workshop.registry, asked.since, asked.until, of_version.version, source
+    )
+    titles = _titles(workshop.registry, [live.version, of_version.version])
+
+    def named(class_id: int) -> ClassName:
+        return {"id": class_id, "name": titles[class_id]}
+
+    pairs: list[ConfusedPair] = [
+        {
+            "truth": named(one.truth),
+            "predicted": named(one.predicted),
+            "images": one.images,
+            "ratio": cast(float, one.share.ratio),
+            "low": cast(float, one.share.low),
+            "high": cast(float, one.share.high),
+        }
+        for one in confusions.worst(counts, limit)
+    ]
+    right = sum(images for (truth, predicted), images in counts.items() if truth == predicted)
+    totals = {"version": of_version.version, "source": source, "images": sum(counts.values()), "right": right}
+    return cast(Confusions, {**_times(asked), **totals, "pairs": pairs})
+
+
+@routes.get("/v1/quality/bias")
+def quality_bias(
+    workshop: With, since: Moment = "24h", until: Moment | None = None, version: VersionNumber = None
+) -> BiasOf:
+    """How often the classes of the latest increment are answered, beside how often they are shown.
+
+    By the version that is live, or another: of its held-out images, as its answers were before and after correction;
+    and of the gate images and labels of a time.
+    """
+    asked, live = _asked(since, until), _live(workshop)
+    of_version = live if version is None else workshop.registry.manifest(version)
+    counted: dict[str, confusions.Confusion] = dict(outcome.confusions_of(workshop, of_version))
+    for source in ("probe", "feedback"):
+        counted[source] = confusions.found(
+            workshop.store, workshop.registry, asked.since, asked.until, of_version.version, source
+        )
+    rows = [(name, confusions.bias(counts, of_version.newest)) for name, counts in counted.items()]
+    shown: list[BiasRow] = [
+        {
+            "of": cast(Any, name),
+            "images": found.images,
+            "shown": found.shown,
+            "ratio": cast(float, found.answered.ratio),
+            "low": cast(float, found.answered.low),
+            "high": cast(float, found.answered.high),
+        }
+        for name, found in rows
+        if found is not None
+    ]
+    return {**_times(asked), "version": of_version.version, "new": sorted(of_version.newest), "rows": shown}
 
 
 @routes.get("/v1/alarms")
@@ -112,7 +192,10 @@ def noticed(
     return {"notices": [cast(NoticeRow, asdict(one)) for one in notices.told(workshop.store, after, limit)]}
 
 
-def _asked(since: str, until: str | None, group: Any, source: Any, version: int | None) -> Asked:
+def _asked(
+    since: str, until: str | None, group: Any = None, source: Any = None, version: int | None = None,
+    class_id: int | None = None,
+) -> Asked:  # fmt: skip
     now = time.time()
     begins, ends = times.moment(since, now), now if until is None else times.moment(until, now)
     if begins >= ends:
@@ -123,6 +206,7 @@ def _asked(since: str, until: str | None, group: Any, source: Any, version: int 
         groups=("all", "old", "new", "unseen") if group is None else (group,),
         sources=None if source is None else (source,),
         versions=None if version is None else (version,),
+        classes=None if class_id is None else (class_id,),
     )
 
 

@@ -10,8 +10,8 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
+from lifelist.deploy import thumbnails
 from lifelist.deploy.outcome import (
-    LARGEST,
     SHOWN,
     AnswerOutcome,
     ClassOutcome,
@@ -283,7 +283,7 @@ def _bias_row(one: AnswerOutcome, found: Outcome) -> str:
 
 def _exemplars(found: Outcome) -> str:
     text = f"The images that the increment keeps, best first; the best {SHOWN} of each class are shown."
-    crisp = ' style="image-rendering: pixelated"' if found.image_size <= LARGEST // 2 else ""
+    crisp = ' style="image-rendering: pixelated"' if found.image_size <= thumbnails.LARGEST // 2 else ""
     with_old = any(not one.new for one in found.memories)
     lists = "".join(_memory(one, crisp, tagged=one.new and with_old) for one in found.memories)
     intro = f'<p class="quiet">{text}</p>' if found.memories else ""

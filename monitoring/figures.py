@@ -96,6 +96,7 @@ def read(
     groups: Sequence[Group] = ("all", "old", "new"),
     sources: Sequence[Source] | None = None,
     versions: Sequence[int] | None = None,
+    classes: Sequence[int] | None = None,
     whole: bool = False,
 ) -> list[Figure]:
     """What is stored of a time, Unix times, in order. A stretch counts that begins in it.
@@ -114,6 +115,8 @@ def read(
         query = query.where(c.source.in_(sources))
     if versions is not None:
         query = query.where(c.version.in_(versions))
+    if classes is not None:
+        query = query.where(c.class_id.in_(classes))
     with database.reading() as connection:
         return sorted((Figure(*row) for row in connection.execute(query)), key=lambda one: (one.at, one.version))
 

@@ -28,6 +28,7 @@ class Asked:
     groups: Sequence[Group] = ("all", "old", "new", "unseen")
     sources: Sequence[Source] | None = None
     versions: Sequence[int] | None = None
+    classes: Sequence[int] | None = None  # of group "class"
 
     @property
     def seconds(self) -> int:
@@ -142,17 +143,21 @@ def _calibrated_on(registry: Registry, figure: Figure) -> float:
     return float(fitted.images * part / known)
 
 
-def _found(database: Database, registry: Registry, asked: Asked, seconds: int, whole: bool = False) -> Iterable[Figure]:
-    chosen: dict[str, Any] = {"groups": asked.groups, "sources": asked.sources, "versions": asked.versions}
+def _found(
+    database: Database, registry: Registry, asked: Asked, seconds: int, whole: bool = False
+) -> Iterable[Figure]:
+    chosen: dict[str, Any] = {
+        "groups": asked.groups, "sources": asked.sources, "versions": asked.versions, "classes": asked.classes
+    }  # fmt: skip
     yield from figures.read(database, asked.since, asked.until, **chosen, whole=whole)
     if asked.sources is None or {"feedback", "audit"} & set(asked.sources):
         for figure in feedback.figures(database, registry, asked.since, asked.until, seconds):
-            is_asked = asked.sources is None or figure.source in asked.sources
-            if (
-                is_asked
-                and figure.group in asked.groups
-                and (asked.versions is None or figure.version in asked.versions)
-            ):
+            if figure.group in asked.groups and all(
+                wanted is None or given in wanted
+                for given, wanted in (
+                    (figure.source, asked.sources), (figure.version, asked.versions), (figure.class_id, asked.classes)
+                )
+            ):  # fmt: skip
                 yield figure
 
 

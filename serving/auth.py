@@ -23,6 +23,9 @@ ACCESS = {  # route → the roles that may call it; `operate` may call every one
     "GET /docs":                              ANYONE,  # a browser sends no key for a page; nothing in it is secret
     "GET /docs/{name}":                       ANYONE,
     "GET /openapi.json":                      ANYONE,
+    "GET /dashboard":                         ANYONE,  # the page alone; what it shows it asks for with a key
+    "GET /dashboard/{name}":                  ANYONE,
+    "GET /v1/caller":                         ANYONE,  # says what a key may do; without one, nothing
     "POST /v1/classify":                      "classify",
     "POST /v2/models/{model}/infer":          "classify",
     "POST /v2/models/{model}/versions/{version}/infer": "classify",
@@ -47,11 +50,15 @@ ACCESS = {  # route → the roles that may call it; `operate` may call every one
     "PATCH /v1/classes/{class_id}":           "operate",
     "GET /v1/versions":                       "read",
     "GET /v1/versions/{version}":             "read",
+    "GET /v1/versions/{version}/exemplars":   "read",
+    "GET /v1/versions/{version}/exemplars/{class_id}":  "read",
     "GET /v1/increments":                     "read",
     "GET /v1/increments/{increment}":         "read",
     "GET /v1/increments/{increment}/events":  "read",
     "GET /v1/quality":                        "read",
     "GET /v1/quality/curve":                  "read",
+    "GET /v1/quality/confusions":             "read",
+    "GET /v1/quality/bias":                   "read",
     "GET /v1/drift":                          "read",
     "GET /v1/alarms":                         "read",
     "GET /v1/notices":                        "read",

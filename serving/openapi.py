@@ -80,6 +80,10 @@ BESIDE = {  # route → what it answers beside those
     "GET /v1/classes/{class_id}":             "404",
     "PATCH /v1/classes/{class_id}":           "404 409 415",
     "GET /v1/versions/{version}":             "404",
+    "GET /v1/versions/{version}/exemplars":   "404",
+    "GET /v1/versions/{version}/exemplars/{class_id}":  "404",
+    "GET /v1/quality/confusions":             "404",
+    "GET /v1/quality/bias":                   "404",
     "POST /v1/versions/{version}:promote":    "404 409 415",
     "POST /v1/rollback":                      "404 409",
     "POST /v1/examples":                      "409 415",
@@ -128,6 +132,10 @@ EVENTS: Responses = {
             }
         },
     }
+}
+PICTURE: Responses = {
+    200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "the picture with the ETag of If-None-Match is still that"},
 }
 METRICS: Responses = {
     200: {
