@@ -14,9 +14,13 @@ from lifelist.client.answers import (
     Added,
     AlarmList,
     Alive,
+    BiasOf,
     ClassDetail,
     Classes,
     Classified,
+    Confusions,
+    DriftTests,
+    ENDED,
     Increment,
     Judged,
     Moved,
@@ -239,6 +243,30 @@ class Client:
         """
         asked = {"since": since, "until": until, "group": group, "source": source, "version": version}
         return self._send(routes.quality(asked))
+
+    def confusions(
+        self,
+        since: str | None = None,
+        until: str | None = None,
+        *,
+        source: str | None = None,
+        version: int | None = None,
+        limit: int | None = None,
+    ) -> Confusions:
+        """Which classes a version, live unless given, takes for which others, most images first.
+
+        source: probe, unless given, or feedback. limit: pairs, 50 unless given.
+        """
+        asked = {"since": since, "until": until, "source": source, "version": version, "limit": limit}
+        return self._send(routes.confusions(asked))
+
+    def bias(self, since: str | None = None, until: str | None = None, *, version: int | None = None) -> BiasOf:
+        """How often a version, live unless given, answers new classes, beside how often they are shown."""
+        return self._send(routes.bias({"since": since, "until": until, "version": version}))
+
+    def drift(self) -> DriftTests:
+        """The latest result of each test for drift, of the live version."""
+        return self._send(routes.drift())
 
     def alarms(self) -> AlarmList:
         """What is wrong now, and what was."""

@@ -11,9 +11,12 @@ from lifelist.client.answers import (
     Added,
     AlarmList,
     Alive,
+    BiasOf,
     ClassDetail,
     Classes,
     Classified,
+    Confusions,
+    DriftTests,
     Increment,
     Judged,
     Moved,
@@ -156,6 +159,23 @@ def quality(asked: Mapping[str, str | int | None]) -> Request[QualityOf]:
     """How right the answers were."""
     params = {name: value for name, value in asked.items() if value is not None}
     return _asking("GET", "/v1/quality", QualityOf, repeatable=True, params=params)
+
+
+def confusions(asked: Mapping[str, str | int | None]) -> Request[Confusions]:
+    """Which classes are taken for which others."""
+    params = {name: value for name, value in asked.items() if value is not None}
+    return _asking("GET", "/v1/quality/confusions", Confusions, repeatable=True, params=params)
+
+
+def bias(asked: Mapping[str, str | int | None]) -> Request[BiasOf]:
+    """How often new classes are answered."""
+    params = {name: value for name, value in asked.items() if value is not None}
+    return _asking("GET", "/v1/quality/bias", BiasOf, repeatable=True, params=params)
+
+
+def drift() -> Request[DriftTests]:
+    """The latest result of each test."""
+    return _get("/v1/drift", DriftTests)
 
 
 def alarms() -> Request[AlarmList]:

@@ -18,6 +18,7 @@ from lifelist.deploy import (
     cli_monitoring,
     cli_quality,
     cli_queries,
+    cli_top,
     cli_versions,
     events,
 )
@@ -110,6 +111,7 @@ for _command in (
     cli_queries.feedback,
     cli_quality.quality,
     cli_monitoring.monitoring,
+    cli_top.top,
     cli_keys.keys,
     cli_local.train,
     cli_local.demo,
