@@ -96,7 +96,7 @@ def test_exemplars_are_one_picture_side_by_side_of_which_the_browser_keeps_a_cop
         assert http.get(f"/v1/versions/{live.version}/exemplars/{FIRST}", params={"most": 3}, headers=tag).status_code == 304
         missing = http.get(f"/v1/versions/1/exemplars/1")
         assert missing.status_code == 404
-        assert missing.json()["error"] == "version 1 keeps no exemplar of class 'heron' (any more)"
+        assert missing.json()["error"] == "version 1 keeps no exemplar of class 1 (any more); see /v1/versions/1/exemplars"
 
 
 def test_confusions_are_those_that_probes_and_labels_saw(site: Server) -> None:
