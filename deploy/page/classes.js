@@ -23,6 +23,7 @@ export class ClassTable {
 
   // classes: GET /v1/classes; figures and before: of group class, of this time and of as long before.
   set(classes, exemplars, figures, before, source, span) {
+    if (this.version !== classes.version) this.forget();
     this.kept = new Map(exemplars.map((one) => [one.id, one.images]));
     const of = (found) => new Map(found.filter((one) => one.version === classes.version && one.source === source).map((one) => [one.class_id, one]));
     const now = of(figures), then = new Map();
@@ -31,12 +32,20 @@ export class ClassTable {
     this.version = classes.version;
     this.source = source;
     this.span = span;
-    this.rows = classes.classes.filter((one) => !one.retired && one.merged_into === null).map((one) => {
+    const rows = classes.classes.filter((one) => !one.retired && one.merged_into === null).map((one) => {
       const figure = now.get(one.id), earlier = then.get(one.id);
       return { ...one, isNew: latest > 0 && one.increment === latest, images: figure?.images ?? 0, ratio: figure?.ratio ?? null, low: figure?.low, high: figure?.high,
         trend: figure && earlier && figure.ratio !== null && earlier.ratio !== null ? figure.ratio - earlier.ratio : null };
     });
+    if (JSON.stringify(rows) === JSON.stringify(this.rows)) return; // what is shown stays as it is
+    this.rows = rows;
     this.arrange();
+  }
+
+  forget() { // pictures of another version
+    for (const found of this.pictures.values()) found.then((address) => address && URL.revokeObjectURL(address));
+    this.pictures.clear();
+    this.rows = [];
   }
 
   order(by) {
@@ -73,10 +82,10 @@ export class ClassTable {
     const range = `${first}-${last}`;
     if (this.drawn === range) return;
     this.drawn = range;
-    const space = (rows) => (rows > 0 ? [el("tr", { "aria-hidden": "true", class: "space", css: { height: `${rows * ROW}px` } })] : []);
+    const space = (rows) => (rows > 0 ? el("tr", { "aria-hidden": "true", class: "space" }, el("td", { colspan: 6, css: { height: `${rows * ROW}px` } })) : []);
     const body = $("classes-table").tBodies[0];
     const focused = body.contains(document.activeElement) ? document.activeElement.dataset.class : null;
-    body.replaceChildren(...space(first), ...this.shown.slice(first, last).map((row, k) => this.row(row, first + k)), ...space(this.shown.length - last));
+    body.replaceChildren(...[space(first), this.shown.slice(first, last).map((row, k) => this.row(row, first + k)), space(this.shown.length - last)].flat());
     if (focused) body.querySelector(`[data-class="${focused}"]`)?.focus({ preventScroll: true });
   }
 

@@ -18,6 +18,7 @@ let live = null; // the version that answers, as the replicas say
 let may = false; // move what is live
 let inDoubt = ""; // why the estimate may be wrong
 let chosen = null; // the version whose figures are shown; null: live
+let locked = false; // until a key is entered
 let seen = {}; // the latest answers, for what is drawn anew without asking
 
 // ------------------------------------------------------------------------------------------------- what is asked
@@ -26,8 +27,8 @@ async function lookAtTraffic() {
   const found = traffic.look(await text("metrics"), Date.now());
   traffic.draw();
   const version = found?.version ?? null;
-  $("live").textContent = version === null ? "no version is live" : `version ${version}`;
-  $("live-more").textContent = found ? `${count(Number(found.classes))} classes, answers by ${found.answer.replace("_", " ")}, ${found.provider} ${found.precision}` : "";
+  say("live", version === null ? "no version is live" : `version ${version}`);
+  say("live-more", found ? `${count(Number(found.classes))} classes, answers by ${found.answer.replace("_", " ")}, ${found.provider} ${found.precision}` : "");
   if (version !== live) {
     live = version;
     soon(state);
@@ -44,9 +45,9 @@ async function lookAtState() {
   const drifts = alarms.alarms.filter((one) => one.state === "raised" && one.name.startsWith("drift.") && !one.name.startsWith("drift.classes"));
   inDoubt = drifts.length ? `${drifts.map((one) => one.name).join(", ")} ${drifts.length === 1 ? "is" : "are"} raised.` : "";
   const swaps = notices.notices.filter((one) => ["swap", "rollback"].includes(one.kind));
-  const known = marks.length;
+  const known = JSON.stringify(marks);
   marks.splice(0, marks.length, ...swaps.map((one) => ({ at: Date.parse(one.data.at ?? one.at), text: `v${one.version}`, title: one.message })));
-  if (marks.length !== known) drawQuality();
+  if (JSON.stringify(marks) !== known) drawQuality();
 }
 
 async function lookAtFigures() {
@@ -55,7 +56,7 @@ async function lookAtFigures() {
   const [now, curve, drift, bias, confusions, known, of, before] = await Promise.all([
     get("v1/quality", { since }), get("v1/quality/curve", { since }), get("v1/drift"), get("v1/quality/bias", { since, version: chosen }),
     get("v1/quality/confusions", { since, version: chosen, source: source === "probe" || source === "estimated" ? "probe" : "feedback", limit: 30 }),
-    get("v1/classes"), get("v1/quality", { since, group: "class" }), get("v1/quality", { since: earlier, until: since, group: "class" }),
+    get("v1/classes"), get("v1/quality", { since, group: "class", source }), get("v1/quality", { since: earlier, until: since, group: "class", source }),
   ]);
   seen = { ...seen, now, curve };
   quality.drawDrift(drift);
@@ -89,7 +90,7 @@ function every(seconds, work) {
     task.running = true;
     let pause = seconds;
     try {
-      if (!document.hidden) await work();
+      if (!document.hidden && !locked) await work();
       troubles.delete(task);
     } catch (error) {
       pause = Math.max(seconds, RETRY_S);
@@ -111,20 +112,26 @@ async function moved() {
   soon(figures);
 }
 
+function say(id, message) {
+  if ($(id).textContent !== message) $(id).textContent = message; // said again, it would be read out again
+}
+
 // What went wrong when it was done last, by task.
 const troubles = new Map();
 
 function said() {
   const [message = ""] = troubles.values();
   $("trouble").hidden = !message;
-  if ($("trouble-said").textContent !== message) $("trouble-said").textContent = message;
+  say("trouble-said", message);
 }
 
 function troubled(error, task) {
   const known = troubles.get(task);
   if (!(error instanceof Refusal)) troubles.set(task, known ?? `The server does not answer since ${clock(Date.now())}; it is asked again. What is shown is old.`);
-  else if (error.status === 401) askForKey(error.message);
-  else troubles.set(task, error.status === 403 ? `${error.message}. The page needs a key that may read.` : error.message);
+  else if (error.status === 401) {
+    locked = true;
+    askForKey(error.message);
+  } else troubles.set(task, error.status === 403 ? `${error.message}. The page needs a key that may read.` : error.message);
   if (!(error instanceof Refusal || error instanceof TypeError)) console.error(error); // a mistake of the page itself
 }
 
@@ -157,6 +164,7 @@ async function start() {
     setTimeout(start, 1000 * RETRY_S);
     return;
   }
+  locked = false;
   troubles.clear();
   for (const task of tasks) soon(task);
 }

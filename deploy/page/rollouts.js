@@ -1,10 +1,11 @@
 // Increments with their steps and progress, as they go; versions, and the buttons that move what is live.
 
-import { Refusal, events, post } from "./api.js";
+import { events, post } from "./api.js";
 import { $, ago, count, el, fill, took, when } from "./dom.js";
 
 const STEPS = ["intake", "train", "export", "parity", "gate", "quantise", "publish", "swap", "tidy"];
 const ENDED = ["done", "rejected", "failed", "cancelled"];
+const FOLLOWED = 2; // at once: a browser has six connections to a server
 const SHOWN = 10; // increments, the latest first
 
 export class Increments {
@@ -17,7 +18,8 @@ export class Increments {
 
   set(found) {
     this.found = found;
-    for (const one of found) if (!ENDED.includes(one.state) && !this.followed.has(one.id)) this.follow(one.id);
+    const running = found.filter((one) => !ENDED.includes(one.state) && one.state !== "queued");
+    for (const one of running.slice(0, FOLLOWED)) if (!this.followed.has(one.id)) this.follow(one.id);
     this.draw();
   }
 
@@ -35,11 +37,11 @@ export class Increments {
     };
     try {
       await events(`v1/increments/${id}/events`, tell, { signal: stop.signal });
-    } catch (error) {
-      if (error instanceof Refusal) console.warn(error.message);
+      this.changed();
+    } catch {
+      // the server is away, which the next look tells, and then takes the stream up again
     }
-    this.followed.delete(id); // a stream that broke is taken up at the next look
-    this.changed();
+    this.followed.delete(id);
   }
 
   stop() {

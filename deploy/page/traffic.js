@@ -94,7 +94,7 @@ function runs(looks, field) {
   const found = [[]];
   for (const look of looks) {
     if (look[field] === null) found.push([]);
-    else found.at(-1).push({ at: look.at, value: look[field] });
+    else found.at(-1).push({ at: look.at, value: look[field], note: `${count(look.requests)} requests` });
   }
   return found.filter((run) => run.length);
 }
