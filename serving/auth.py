@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lifelist.exporter.errors import LifelistError
+from lifelist.exporter.errors import Forbidden, LifelistError
 from lifelist.serving.errors import as_json
 from lifelist.serving.keys import PROBE, ROLES, Guard, Role
 from lifelist.serving.rate import Buckets
@@ -109,10 +109,23 @@ class Guarded:
             try:
                 scope[CALLER] = self.door.caller(scope["headers"], roles)
                 self.door.count(scope[CALLER])
+                if roles == ("operate",) and scope["method"] != "GET" and _of_another_site(scope["headers"]):
+                    raise Forbidden(
+                        "a page of another site may not ask for this through its visitor's browser; use a page of "
+                        "this server's"
+                    )
             except LifelistError as error:
                 await as_json(Request(scope), error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+def _of_another_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a browser asks for the sake of a page of another site, which on loopback needs no key to do harm.
+
+    Browsers say so themselves, and let no page say otherwise (Fetch Metadata, W3C).
+    """
+    return any(name == b"sec-fetch-site" and value in (b"cross-site", b"same-site") for name, value in headers)
 
 
 def rule(method: str, path: str) -> Rule:

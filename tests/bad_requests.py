@@ -124,6 +124,11 @@ ROWS = [
     Bad("no such route", "GET", "/v1/nothing", 404, "there is no /v1/nothing here; see /docs"),
     Bad("no such route, with a trailing slash", "GET", "/v1/classes/", 404, "there is no /v1/classes/ here; see /docs"),
     Bad("out of the documentation's folder", "GET", "/docs/..%2f..%2fetc%2fpasswd", 404, "there is no …; see /docs"),
+    Bad("no such file of the page", "GET", "/dashboard/nothing.js", 404,
+        "there is no /dashboard/nothing.js; see /dashboard"),
+    Bad("asked for by a page of another site", "POST", "/v1/rollback", 403,
+        "a page of another site may not ask for this through its visitor's browser; use a page of this server's",
+        {"headers": {"Sec-Fetch-Site": "cross-site"}}),
     Bad("wrong method", "DELETE", "/v1/classes", 405, "DELETE does not go with /v1/classes; allowed: GET"),
     Bad("wrong method", "PATCH", "/v1/rollback", 405, "PATCH does not go with /v1/rollback; allowed: POST"),
     Bad("method that HTTP does not know", "FOO", "/v1/classes", 400,
@@ -382,6 +387,13 @@ ROWS = [
         "no version has number '0000000001999…'; …"),
     Bad("version that is no number", "GET", "/v1/versions/latest", 404, "no version has number 'latest'; …"),
     Bad("version with a minus", "GET", "/v1/versions/-1", 404, "no version has number '-1'; …"),
+    Bad("exemplars of an unknown class", "GET", "/v1/versions/1/exemplars/4711", 404,
+        "version 1 keeps no exemplar of class 4711 (any more); see /v1/versions/1/exemplars"),
+    Bad("exemplars of a class that is no id", "GET", "/v1/versions/1/exemplars/gull", 404, "no class has id 'gull'; …"),
+    Bad("confusions of an unknown version", "GET", "/v1/quality/confusions?version=4711", 404,
+        "there is no version 4711 in …; there is: …"),
+    Bad("a curve of a class, of all groups", "GET", "/v1/quality/curve?class_id=1", 400,
+        "class_id is one of group=class; give both"),
     Bad("promoting an unknown version", "POST", "/v1/versions/4711:promote", 404, "there is no version 4711 in …"),
     Bad("promoting what the gate refused", "POST", "/v1/versions/{refused}:promote", 409,
         "the gate refused version …: a class is missing. Send force: true to promote it still"),
@@ -437,7 +449,7 @@ Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong 
 | --- | --- |
 | 400 | what was sent cannot be used |
 | 401 | no API key where one is needed, or one that is not known |
-| 403 | an API key that may do other things; a WebSocket |
+| 403 | an API key that may do other things; a page of another site; a WebSocket |
 | 404 | a route, version, class or increment that does not exist |
 | 405 | a method that does not go with the route |
 | 408 | a body that did not arrive in time |
