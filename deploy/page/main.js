@@ -7,12 +7,12 @@ import * as quality from "./quality.js";
 import { Increments, drawVersions } from "./rollouts.js";
 import { Traffic } from "./traffic.js";
 
-const TRAFFIC_S = 2, STATE_S = 4, QUALITY_S = 15, RETRY_S = 5;
+const TRAFFIC_S = 2, STATE_S = 4, INCREMENTS_S = 10, QUALITY_S = 15, RETRY_S = 5;
 const NOTICES = 50;
 
 const traffic = new Traffic();
 const classes = new ClassTable();
-const increments = new Increments(() => soon(state));
+const increments = new Increments(() => [state, rollouts].forEach(soon));
 const marks = []; // swaps: {at, text, title}
 let live = null; // the version that answers, as the replicas say
 let may = false; // move what is live
@@ -37,10 +37,9 @@ async function lookAtTraffic() {
 }
 
 async function lookAtState() {
-  const [alarms, notices, found, versions] = await Promise.all([get("v1/alarms"), get("v1/notices", { limit: NOTICES }), get("v1/increments"), get("v1/versions")]);
+  const [alarms, notices, versions] = await Promise.all([get("v1/alarms"), get("v1/notices", { limit: NOTICES }), get("v1/versions")]);
   quality.drawAlarms(alarms.alarms);
   quality.drawNotices(notices.notices);
-  increments.set(found.increments);
   drawVersions(versions, may, moved);
   const drifts = alarms.alarms.filter((one) => one.state === "raised" && one.name.startsWith("drift.") && !one.name.startsWith("drift.classes"));
   inDoubt = drifts.length ? `${drifts.map((one) => one.name).join(", ")} ${drifts.length === 1 ? "is" : "are"} raised.` : "";
@@ -48,6 +47,10 @@ async function lookAtState() {
   const known = JSON.stringify(marks);
   marks.splice(0, marks.length, ...swaps.map((one) => ({ at: Date.parse(one.data.at ?? one.at), text: `v${one.version}`, title: one.message })));
   if (JSON.stringify(marks) !== known) drawQuality();
+}
+
+async function lookAtIncrements() {
+  increments.set((await get("v1/increments")).increments);
 }
 
 async function lookAtFigures() {
@@ -170,8 +173,9 @@ async function start() {
 }
 
 const state = every(STATE_S, lookAtState);
+const rollouts = every(INCREMENTS_S, lookAtIncrements);
 const figures = every(QUALITY_S, lookAtFigures);
-const tasks = [every(TRAFFIC_S, lookAtTraffic), state, figures];
+const tasks = [every(TRAFFIC_S, lookAtTraffic), state, rollouts, figures];
 
 $("key-button").addEventListener("click", () => askForKey(""));
 $("key-form").addEventListener("submit", (event) => {
