@@ -246,7 +246,7 @@ def test_the_page_is_used_by_keys_alone_and_names_what_it_shows(page: Page) -> N
     page.run("document.querySelector('#chart-accuracy svg').focus()")
     page.key("ArrowLeft", 37)
     first = page.text("#chart-accuracy output")
-    assert re.search(r"probe \d+ % \(\d+ % … \d+ %\), n \d+", first)
+    assert re.search(r"^\d\d:\d\d: (labels|audit|probe|estimated) \d+ % \(\d+ % … \d+ %\), n \d+", first)
     page.key("ArrowLeft", 37)
     assert page.text("#chart-accuracy output") != first
     page.run("document.querySelector('#chart-accuracy details').open = true")

@@ -197,6 +197,7 @@ $("version").addEventListener("change", () => {
   drawQuality();
   soon(figures);
 });
+addEventListener("pagehide", () => increments.stop()); // a page that is kept to be gone back to would keep its connections
 document.addEventListener("visibilitychange", () => document.hidden || tasks.forEach(soon));
 let resized;
 addEventListener("resize", () => {
