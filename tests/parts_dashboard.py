@@ -39,7 +39,7 @@ DIM = 8
 SURE = tuple(float(share) for share in np.linspace(0.1, 1, SURE_POINTS))
 
 # source → how many images it judges in ten minutes of a day, of all classes
-JUDGED: dict[Source, int] = {"feedback": 40, "audit": 12, "probe": 200, "estimated": 900}
+JUDGED: dict[Source, int] = {"feedback": 80, "audit": 50, "probe": 200, "estimated": 900}
 
 
 def version(

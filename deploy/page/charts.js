@@ -19,7 +19,7 @@ export function chart(figure, { title, series, marks = [], from, to, show, range
   const top = range ? range[1] : nice(Math.max(...points.map((p) => p.high ?? p.value)));
   const bottom = range ? range[0] : 0;
   const x = (at) => LEFT + ((wide - LEFT - RIGHT) * (at - from)) / (to - from);
-  const y = (value) => TOP + ((HIGH - TOP - BOTTOM) * (top - value)) / (top - bottom || 1);
+  const y = (value) => TOP + ((HIGH - TOP - BOTTOM) * (top - Math.min(top, Math.max(bottom, value)))) / (top - bottom || 1);
   const at = (px) => from + ((px - LEFT) / (wide - LEFT - RIGHT)) * (to - from);
 
   const cursor = svg("line", { class: "cursor", y1: TOP, y2: HIGH - BOTTOM, visibility: "hidden" });
@@ -97,10 +97,12 @@ function times(from, to, x) {
   const days = to - from > 3 * 86400e3;
   return [0, 1, 2, 3, 4].map((k) => {
     const at = from + ((to - from) * k) / 4;
-    const text = days ? clock(at, true).slice(5, 10) : to - from < 600e3 ? (k === 4 ? "now" : `−${Math.round((to - at) / 1000)} s`) : clock(at);
+    const text = days ? clock(at, true).slice(5, 10) : to - from < 600e3 ? (k === 4 ? "now" : `−${minutes(to - at)}`) : clock(at);
     return svg("text", { class: "time", x: x(at), y: HIGH - 6, "text-anchor": k === 0 ? "start" : k === 4 ? "end" : "middle" }, text);
   });
 }
+
+const minutes = (ms) => `${Math.floor(ms / 60e3)}:${String(Math.round((ms / 1000) % 60)).padStart(2, "0")} min`;
 
 const legend = (series) => el("p", { class: "legend", "aria-hidden": "true" },
   series.filter((one) => one.runs.length).map((one) => el("span", { class: one.colour }, el("i", {}), one.name)));

@@ -60,10 +60,10 @@ export function drawCurves(curve, marks, source) {
     empty: `There are no figures of old and new classes by ${told} in this time.` });
 }
 
-// Where the axis begins: at 0, or higher where all is well above, so that a loss of points is seen.
+// Where the axis begins: at 0, or higher where all is well above, so that a loss of points is seen. Bands may go beyond.
 function lowest(series) {
-  const lows = series.flatMap((one) => one.runs.flat().map((p) => p.low ?? p.value));
-  return Math.max(0, Math.floor(5 * (Math.min(1, ...lows) - 0.05)) / 5);
+  const values = series.flatMap((one) => one.runs.flat().map((p) => p.value));
+  return Math.max(0, Math.floor(10 * (Math.min(1, ...values) - 0.05)) / 10);
 }
 
 export function drawBias(found) {
