@@ -20,7 +20,6 @@ from lifelist.client.answers import (
     Classified,
     Confusions,
     DriftTests,
-    ENDED,
     Increment,
     Judged,
     Moved,

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import click
 
@@ -24,7 +25,7 @@ SOURCES = {  # how the page calls them, too
     "estimated": "estimated",
 }
 # fmt: on
-GROUPS = ("all", "old", "new")
+GROUPS: tuple[Literal["all", "old", "new"], ...] = ("all", "old", "new")
 ASK_QUALITY_S = 10.0  # between looks at what the database has; traffic is looked at each time
 WORST, LATEST = 5, 8  # classes, notices
 BAR, SPARK = 20, "▁▂▃▄▅▆▇█"
@@ -48,8 +49,12 @@ class Standing:
 
 
 @click.command()
-@click.option("--since", default="24h", show_default=True, help="From when on accuracy counts: RFC 3339, or 90m, 24h, 7d.")
-@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.5, 3600), help="Seconds between looks.")
+@click.option(
+    "--since", default="24h", show_default=True, help="From when on accuracy counts: RFC 3339, or 90m, 24h, 7d."
+)
+@click.option(
+    "--every", default=2.0, show_default=True, type=click.FloatRange(0.5, 3600), help="Seconds between looks."
+)
 @click.option("--once", is_flag=True, help="Print one frame, after two looks a second apart, and end.")
 @json_option
 @click.pass_obj
@@ -115,14 +120,17 @@ def _lines(watching: _Watching) -> list[str]:
 
 
 def _show(lines: Sequence[str]) -> None:
-    click.echo(HOME + f"{REST_OF_LINE}\r\n".join(lines) + REST_OF_LINE + REST, nl=False)
+    click.echo(HOME + f"{REST_OF_LINE}\n".join(lines) + REST_OF_LINE + REST, nl=False)
 
 
 def frame(found: Standing, rates: Sequence[float], wide: int) -> list[str]:
     """All lines of one look, which may be longer than the terminal is wide."""
     live, number = found.live, found.live.get("version", "none")
-    told = f"version {number} is live: {live['classes']} classes, answers by {live['answer'].replace('_', ' ')}, {live['provider']} {live['precision']}"
-    head = f"Lifelist  {found.url}  {told if live else 'no version is live'}"
+    told = "no version is live"
+    if live:
+        by = f"answers by {live['answer'].replace('_', ' ')}, {live['provider']} {live['precision']}"
+        told = f"version {number} is live: {live['classes']} classes, {by}"
+    head = f"Lifelist  {found.url}  {told}"
     raised = [alarm for alarm in found.alarms if alarm["state"] == "raised"]
     alarms = [click.style(f"  {a['name']} since {a['since'][:16]}Z: {a['message']}", fg="red") for a in raised]
     return [
@@ -184,7 +192,8 @@ def _increment(one: Increment, wide: int) -> str:
     if one["state"] not in ENDED and (progress := one["progress"]):
         done = round(BAR * progress["epoch"] / max(1, progress["epochs"]))
         bar = "█" * done + "░" * (BAR - done)
-        shown += f"  {bar} {progress['phase']} {progress['epoch']}/{progress['epochs']}, {progress['seconds_left']:.0f} s left"
+        epoch = f"{progress['epoch']}/{progress['epochs']}"
+        shown += f"  {bar} {progress['phase']} {epoch}, {progress['seconds_left']:.0f} s left"
     return shown
 
 
@@ -204,5 +213,3 @@ def _cut(line: str, wide: int) -> str:
     codes = COLOUR.findall(line)
     cut = plain[: max(0, wide - 1)] + "…"
     return f"{codes[0]}{cut}{codes[-1]}" if line.startswith("\x1b") else cut
-
-

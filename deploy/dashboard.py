@@ -130,5 +130,7 @@ def exemplars(
     if chosen and if_none_match == tag:
         return Response(status_code=304, headers=headers)
     if (picture := thumbnails.strip(workshop, chosen, manifest.preprocess)) is None:
-        raise Missing(f"version {number} keeps no exemplar of class {class_} (any more); see /v1/versions/{number}/exemplars")
+        raise Missing(
+            f"version {number} keeps no exemplar of class {class_} (any more); see /v1/versions/{number}/exemplars"
+        )
     return Response(picture, media_type="image/webp", headers=headers)

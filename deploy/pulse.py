@@ -32,8 +32,12 @@ class Pulse:
         self.live: Mapping[str, str] = {}  # what /metrics says of the version that answers
 
     def look(self, text: str, at: float) -> Traffic | None:
-        """What went on since the last look; at: now, in seconds. None at the first, which has nothing to compare with."""
-        by_code, upto, gauges = defaultdict[str, float](float), defaultdict[str, float](float), defaultdict[str, float](float)
+        """What went on since the last look; at: now, in seconds. None at the first, with nothing to compare with."""
+        by_code, upto, gauges = (
+            defaultdict[str, float](float),
+            defaultdict[str, float](float),
+            defaultdict[str, float](float),
+        )
         live: Mapping[str, str] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:

@@ -110,9 +110,7 @@ def quality_confusions(
     """
     asked, live = _asked(since, until), _live(workshop)
     of_version = live if version is None else workshop.registry.manifest(version)
-    counts = confusions.found(
-        workshop.store, workshop.registry, asked.since, asked.until, of_version.version, source
-    )
+    counts = confusions.found(workshop.store, workshop.registry, asked.since, asked.until, of_version.version, source)
     titles = _titles(workshop.registry, [live.version, of_version.version])
 
     def named(class_id: int) -> ClassName:
@@ -131,7 +129,8 @@ def quality_confusions(
     ]
     right = sum(images for (truth, predicted), images in counts.items() if truth == predicted)
     totals = {"version": of_version.version, "source": source, "images": sum(counts.values()), "right": right}
-    return cast(Confusions, {**_times(asked), **totals, "pairs": pairs})
+    between = {"since": times.text(asked.since), "until": times.text(asked.until)}
+    return cast(Confusions, {**between, **totals, "pairs": pairs})
 
 
 @routes.get("/v1/quality/bias")
@@ -163,7 +162,13 @@ def quality_bias(
         for name, found in rows
         if found is not None
     ]
-    return {**_times(asked), "version": of_version.version, "new": sorted(of_version.newest), "rows": shown}
+    return {
+        "since": times.text(asked.since),
+        "until": times.text(asked.until),
+        "version": of_version.version,
+        "new": sorted(of_version.newest),
+        "rows": shown,
+    }
 
 
 @routes.get("/v1/alarms")

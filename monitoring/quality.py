@@ -143,9 +143,7 @@ def _calibrated_on(registry: Registry, figure: Figure) -> float:
     return float(fitted.images * part / known)
 
 
-def _found(
-    database: Database, registry: Registry, asked: Asked, seconds: int, whole: bool = False
-) -> Iterable[Figure]:
+def _found(database: Database, registry: Registry, asked: Asked, seconds: int, whole: bool = False) -> Iterable[Figure]:
     chosen: dict[str, Any] = {
         "groups": asked.groups, "sources": asked.sources, "versions": asked.versions, "classes": asked.classes
     }  # fmt: skip

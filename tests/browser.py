@@ -69,7 +69,9 @@ class Page:
     def view(self, width: int, height: int, *, dark: bool = False, phone: bool = False) -> None:
         """How large the window is, and which colours the system has."""
         scale = 2 if phone else 1
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=phone
+        )
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=features)
 
@@ -82,6 +84,12 @@ class Page:
         found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
         assert "exceptionDetails" not in found, f"{script}: {found['exceptionDetails']}"
         return found["result"].get("value")
+
+    def each(self, selector: str, script: str) -> list[Any]:
+        """What an expression of `e` gives for every element that the selector finds."""
+        found = self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => {script})")
+        assert isinstance(found, list)
+        return found
 
     def wait(self, script: str, timeout_s: float = 20, until: Callable[[Any], bool] = bool) -> Any:
         """The value of an expression once it is true."""

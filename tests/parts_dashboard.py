@@ -2,8 +2,8 @@
 
     python tests/parts_dashboard.py FOLDER        the pictures for docs/monitoring
 
-Versions, routes, traffic and the page are real ones; the figures of the day before, which no test can wait for, are not:
-they are drawn from set shares of right answers.
+Versions, routes, traffic and the page are real ones; the figures of the day before, which no test can wait for, are
+not: they are drawn from set shares of right answers.
 """
 
 import json
@@ -56,8 +56,12 @@ def version(
     random = np.random.default_rng(seed)
     rows = random.normal(size=(len(names), DIM)).astype(np.float32)
     _register(workshop, names)
-    entries = tuple(ClassEntry(FIRST + k, name, "trained", n) for k, (name, n) in enumerate(zip(names, increments, strict=True)))
-    kept = {str(entry.id): [workshop.images.put(one) for one in (images or {}).get(entry.name, [])] for entry in entries}
+    entries = tuple(
+        ClassEntry(FIRST + k, name, "trained", n) for k, (name, n) in enumerate(zip(names, increments, strict=True))
+    )
+    kept = {
+        str(entry.id): [workshop.images.put(one) for one in (images or {}).get(entry.name, [])] for entry in entries
+    }
     content = {
         "model.onnx": tiny_model(rows, np.zeros(len(names), np.float32)),
         "class_means.faiss": index.build([entry.id for entry in entries], unit(rows)),
@@ -77,7 +81,9 @@ def version(
         preprocess=PREPROCESS,
         confidences=Confidences(linear=Confidence(400, 1.0, SURE, SURE), nearest_mean=None),
         classes=entries,
-        gate=(Check("old_accuracy", passed, 0.01 if passed else 0.2, 0.05, "as asked" if passed else "old classes lose"),),
+        gate=(
+            Check("old_accuracy", passed, 0.01 if passed else 0.2, 0.05, "as asked" if passed else "old classes lose"),
+        ),
         exemplars_sha256=FileEntry.of(EXEMPLARS, content[EXEMPLARS]).sha256,
     )
     return workshop.registry.publish(draft, content)
@@ -85,7 +91,11 @@ def version(
 
 def _register(workshop: Workshop, names: Sequence[str]) -> None:
     known = {one.id for one in workshop.store.classes()}
-    rows = [{"id": FIRST + k, "name": name, "created_at": times.now()} for k, name in enumerate(names) if FIRST + k not in known]
+    rows = [
+        {"id": FIRST + k, "name": name, "created_at": times.now()}
+        for k, name in enumerate(names)
+        if FIRST + k not in known
+    ]
     if rows:
         with workshop.store.writing() as connection:
             connection.execute(deploy_tables.classes.insert(), rows)
@@ -115,7 +125,7 @@ def _evaluation(entries: Sequence[ClassEntry], random: np.random.Generator) -> d
 
 
 def judged(workshop: Workshop, of: Manifest, begins: float, ends: float, *, loss: float = 0.0, seed: int = 0) -> None:
-    """What every source said of a version in a time, Unix times: old classes are right on `loss` less than they were."""
+    """What every source said of a version in a time, Unix times: old classes are right on `loss` less than before."""
     random = np.random.default_rng(seed)
     right = {entry.id: float(np.clip(random.normal(0.93, 0.04), 0.6, 0.995)) for entry in of.answerable}
     right |= {class_id: share - loss for class_id, share in right.items() if class_id not in of.newest}
@@ -149,19 +159,31 @@ def judged(workshop: Workshop, of: Manifest, begins: float, ends: float, *, loss
 
 
 def _figure(
-    at: str, seconds: int, of: int, source: Source, group: Group, class_id: int, n: int, share: float, random: np.random.Generator
+    at: str,
+    seconds: int,
+    of: int,
+    source: Source,
+    group: Group,
+    class_id: int,
+    n: int,
+    share: float,
+    random: np.random.Generator,
 ) -> Figure:
     weight = 20.0 if source == "audit" else 1.0
     hits = float(random.binomial(n, share))
     return Figure(at, seconds, of, source, group, class_id, n, n * weight, hits * weight, n * weight**2)
 
 
-def _confused(ids: Sequence[int], right: Mapping[int, float], random: np.random.Generator) -> list[tuple[int, int, int]]:
+def _confused(
+    ids: Sequence[int], right: Mapping[int, float], random: np.random.Generator
+) -> list[tuple[int, int, int]]:
     rows = []
     for k, class_id in enumerate(ids):
         hits = int(random.binomial(200, right[class_id]))
         other = ids[(k + 1 + int(random.integers(3))) % len(ids)]
-        rows += [(class_id, class_id, hits)] + ([(class_id, other, 200 - hits)] if hits < 200 and other != class_id else [])
+        rows += [(class_id, class_id, hits)] + (
+            [(class_id, other, 200 - hits)] if hits < 200 and other != class_id else []
+        )
     return rows
 
 
@@ -203,7 +225,7 @@ def digits() -> dict[str, list[bytes]]:
 
 
 def a_day(server: Server) -> list[Manifest]:
-    """A day with two swaps, the second of which cost old classes some points; an increment that is done, one that runs."""
+    """A day with two swaps, the second of which cost old classes some points; an increment done, and one that runs."""
     shop, pictures, now = server.workshop, digits(), time.time()
     base = version(shop, DIGITS[:6], [0] * 6, pictures, parent=1, seed=1)
     second = version(shop, DIGITS[:8], [0] * 6 + [1] * 2, pictures, parent=base.version, seed=2)
@@ -251,8 +273,10 @@ class Asking:
 
 def settled(page: Page) -> None:
     """Everything of the page has come."""
-    page.wait("document.querySelectorAll('#traffic-now strong').length === 6 && document.querySelector('#chart-latency svg') !== null")
-    page.wait("document.querySelectorAll('#classes-table tbody th').length > 0 && document.querySelector('#chart-accuracy svg') !== null")
+    page.wait("document.querySelectorAll('#traffic-now strong').length === 6")
+    page.wait("document.querySelectorAll('#classes-table tbody th').length > 0")
+    for chart in ("latency", "accuracy"):
+        page.wait(f"document.querySelector('#chart-{chart} svg') !== null")
     page.wait("[...document.querySelectorAll('.pictures img')].every(image => !image.hidden && image.complete)")
 
 

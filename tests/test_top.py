@@ -28,9 +28,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def metrics(requests: dict[str, int], buckets: dict[str, int], replica: str = "one") -> str:
-    lines = ["# TYPE lifelist_requests counter", *(f'lifelist_requests_total{{code="{c}",replica="{replica}"}} {n}' for c, n in requests.items())]
+    lines = [
+        "# TYPE lifelist_requests counter",
+        *(f'lifelist_requests_total{{code="{c}",replica="{replica}"}} {n}' for c, n in requests.items()),
+    ]
     lines += ["# TYPE lifelist_request_duration_seconds histogram"]
-    lines += [f'lifelist_request_duration_seconds_bucket{{le="{le}",replica="{replica}"}} {n}' for le, n in buckets.items()]
+    lines += [
+        f'lifelist_request_duration_seconds_bucket{{le="{le}",replica="{replica}"}} {n}' for le, n in buckets.items()
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -84,7 +89,14 @@ def test_it_goes_on_in_a_terminal_of_any_size_and_ends_by_ctrl_c(site: Server, t
 
     fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 60, 0, 0))
     arguments = [*LIFELIST, "top", "--every", "0.5", "--port", site.port, "--home", str(site.settings.home)]
-    process = subprocess.Popen(arguments, stdout=child, stderr=child, stdin=child, cwd=tmp_path, env={**os.environ, "COLUMNS": "60", "LINES": "20"})
+    process = subprocess.Popen(
+        arguments,
+        stdout=child,
+        stderr=child,
+        stdin=child,
+        cwd=tmp_path,
+        env={**os.environ, "COLUMNS": "60", "LINES": "20"},
+    )
     os.close(child)
     seen, deadline = b"", time.monotonic() + 60
     while seen.count(cli_top.HOME.encode()) < 3:
