@@ -128,7 +128,9 @@ def browsing() -> Iterator[Page]:
         arguments = [CHROMIUM, *flags, f"--user-data-dir={folder}", "about:blank"]
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            with connect(_address(Path(folder), process), max_size=None, proxy=None) as socket:
+            with connect(
+                _address(Path(folder), process), max_size=None, max_queue=None, close_timeout=1, proxy=None
+            ) as socket:
                 yield Page(socket)
         finally:
             process.terminate()

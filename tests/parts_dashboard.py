@@ -234,14 +234,13 @@ def a_day(server: Server) -> list[Manifest]:
     judged(shop, base, now - 40 * HOUR, now - 14 * HOUR, seed=1)
     judged(shop, second, now - 14 * HOUR, now - 5 * HOUR, seed=2)
     judged(shop, third, now - 5 * HOUR, now, loss=0.06, seed=3)
-    done, running = (shop.store.add_rollout("bic", ids).id for ids in ([FIRST + 8, FIRST + 9], [FIRST]))
-    assert done == 1  # which `play` plays
+    done, running = (shop.store.add_rollout("bic", ids) for ids in ([FIRST + 8, FIRST + 9], [FIRST]))
+    assert done.id == 1  # which `play` plays
     play(server)
     with Client(server.url) as client:
         for number in (base.version, second.version, third.version):
             client.promote(number)
-    queued = shop.store.rollout(running)
-    running = take_step(shop, take_step(shop, queued, "intake"), "train")
+    running = take_step(shop, take_step(shop, running, "intake"), "train")
     shop.store.begin_step(running)
     tell_epoch(shop, running, 7, 20)
     happened(shop, third, [(now - 14 * HOUR, second.version), (now - 5 * HOUR, third.version)])
