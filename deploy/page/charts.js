@@ -102,7 +102,7 @@ function times(from, to, x) {
   });
 }
 
-const minutes = (ms) => `${Math.floor(ms / 60e3)}:${String(Math.round((ms / 1000) % 60)).padStart(2, "0")} min`;
+const minutes = (ms) => `${Math.floor(ms / 60e3)}:${String(Math.round((ms / 1000) % 60)).padStart(2, "0")}`;
 
 const legend = (series) => el("p", { class: "legend", "aria-hidden": "true" },
   series.filter((one) => one.runs.length).map((one) => el("span", { class: one.colour }, el("i", {}), one.name)));
@@ -133,7 +133,7 @@ function nice(value) {
 // A bar of 0 … 100 % with its interval, for a cell of a table.
 export function bar(low, ratio, high) {
   const x = (share) => 1 + 98 * share;
-  return svg("svg", { class: "bar", viewBox: "0 0 100 12", width: 100, height: 12, "aria-hidden": "true", preserveAspectRatio: "none" },
+  return svg("svg", { class: "bar", viewBox: "0 0 100 12", width: 72, height: 12, "aria-hidden": "true", preserveAspectRatio: "none" },
     svg("rect", { class: "track", x: 1, y: 5, width: 98, height: 2 }),
     svg("rect", { class: "range", x: x(low), y: 3, width: Math.max(1, x(high) - x(low)), height: 6, rx: 3 }),
     svg("circle", { class: "dot", cx: x(ratio), cy: 6, r: 3 }));

@@ -63,7 +63,7 @@ export function drawCurves(curve, marks, source) {
 // Where the axis begins: at 0, or higher where all is well above, so that a loss of points is seen. Bands may go beyond.
 function lowest(series) {
   const values = series.flatMap((one) => one.runs.flat().map((p) => p.value));
-  return Math.max(0, Math.floor(10 * (Math.min(1, ...values) - 0.05)) / 10);
+  return Math.max(0, Math.floor(5 * (Math.min(1, ...values) - 0.05)) / 5);
 }
 
 export function drawBias(found) {
@@ -94,10 +94,11 @@ const TESTS = {
 };
 
 export function drawDrift(found) {
-  const rows = found.tests.map((one) => [TESTS[one.test] ?? one.test, one.window, number(one.score), one.p_value < 0.0001 ? "< 0.0001" : one.p_value.toFixed(4),
-    count(one.images), one.rejected ? el("span", { class: "tag bad" }, "differs") : el("span", { class: "tag good" }, "as before"), when(one.at)]);
+  const verdict = (one) => (one.rejected ? el("span", { class: "tag bad" }, "differs") : el("span", { class: "tag good" }, "as before"));
+  const rows = found.tests.map((one) => [TESTS[one.test] ?? one.test, one.window, verdict(one), one.p_value < 0.0001 ? "< 0.0001" : one.p_value.toFixed(4),
+    number(one.score), count(one.images), when(one.at)]);
   fill($("drift"), rows.length
-    ? table(`Whether what version ${found.live} is asked looks as what it was held against`, ["test", "window", "score", "p", "images", "", "at"], rows, { numeric: [2, 3, 4] })
+    ? table(`Whether what version ${found.live} is asked looks as what it was held against`, ["test", "window", "", "p", "score", "images", "at"], rows, { numeric: [3, 4, 5] })
     : el("p", { class: "empty" }, "No window of answers is full yet."));
 }
 
