@@ -2,7 +2,7 @@
 
 import { clock, el, svg, table } from "./dom.js";
 
-const HIGH = 200, LEFT = 46, RIGHT = 12, TOP = 12, BOTTOM = 24; // pixels
+const HIGH = 200, LEFT = 46, RIGHT = 16, TOP = 16, BOTTOM = 24; // pixels
 
 // series: [{name, colour, runs: [[{at, value, low, high, note}]]}], a run is drawn without a gap; at in milliseconds.
 // marks: [{at, text}]. show: value → text. range: [low, high] of values, or undefined: from 0 to the highest.
@@ -29,8 +29,8 @@ export function chart(figure, { title, series, marks = [], from, to, show, range
     { viewBox: `0 0 ${wide} ${HIGH}`, width: wide, height: HIGH, role: "img", tabindex: 0, "data-key": figure.id,
       "aria-label": `${title}. ${summary(series, show)} Left and right arrow keys read it out.` },
     grid(bottom, top, y, wide, show), times(from, to, x),
-    marks.filter((mark) => mark.at >= from && mark.at <= to).map((mark) => marked(mark, x(mark.at))),
     series.map((one) => svg("g", { class: `series ${one.colour}` }, one.runs.map((run) => drawnRun(run, x, y)))),
+    marks.filter((mark) => mark.at >= from && mark.at <= to).map((mark) => marked(mark, x(mark.at))),
     cursor,
   );
   const moments = [...new Set(points.map((p) => p.at))].sort((a, b) => a - b);
@@ -84,7 +84,7 @@ function drawnRun(run, x, y) {
 
 function marked(mark, x) {
   return svg("g", { class: "mark" }, svg("line", { x1: x, x2: x, y1: TOP, y2: HIGH - BOTTOM }),
-    svg("text", { x: x + 3, y: TOP + 8 }, mark.text), svg("title", {}, `${mark.text}: ${mark.title ?? clock(mark.at, true)}`));
+    svg("text", { x, y: TOP - 4, "text-anchor": "middle" }, mark.text), svg("title", {}, `${mark.text}: ${mark.title ?? clock(mark.at, true)}`));
 }
 
 function grid(bottom, top, y, wide, show) {
