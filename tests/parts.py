@@ -95,12 +95,13 @@ def tiny_version(
     passed: bool = True,
     seed: int = 0,
     changes: Mapping[str, Any] | None = None,
+    exemplars: Mapping[int, Sequence[str]] | None = None,
 ) -> Manifest:
     """Publish a small, real version whose answers are right for `tiny_images`: its manifest, numbered; up to 8 classes.
 
     classes: names of the trained ones, with ids from `first_id`; then the `enrolled` ones. increments: for each trained
     class the increment that brought it (none: all 0). live: also move `live` to it. passed: what its gate says.
-    seed: another last layer, so another model.onnx. changes: other fields of the manifest.
+    seed: another last layer, so another model.onnx. changes: other fields of the manifest. exemplars: ids of images, by class.
     """
     random = np.random.default_rng(seed)
     brought = [*(increments or [0] * len(classes)), *[max(increments, default=0) + 1] * len(enrolled)]
@@ -111,12 +112,12 @@ def tiny_version(
     )
     towards = _towards() * random.uniform(0.99, 1.01, (len(BIRDS), 1))
     means, weight = unit(towards[: len(entries)]), (5 * towards[: len(classes)]).astype(np.float32)
-    exemplars = {"exemplars": {str(e.id): [] for e in entries}, "holdout": {}}
+    kept = {"exemplars": {str(e.id): list((exemplars or {}).get(e.id, [])) for e in entries}, "holdout": {}}
     files = {
         "model.onnx": tiny_model(weight, np.zeros(len(classes), np.float32)),
         "class_means.faiss": index.build([e.id for e in entries], means),
         "checkpoint.safetensors": _checkpoint(weight),
-        "exemplars.json": json.dumps(exemplars).encode(),
+        "exemplars.json": json.dumps(kept).encode(),
     }
     fields: dict[str, Any] = {
         "version": 0,

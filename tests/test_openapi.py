@@ -43,7 +43,8 @@ def described() -> Iterator[tuple[Server, str]]:
         client.start_increment(["wren"])
         play(server)
         client.add_examples("robin", files(4, 12))
-        tiny_version(server.workshop.registry, BIRDS[:4], first_id=1, passed=False)
+        exemplars = {4: [server.workshop.images.put(bird(3))]}
+        tiny_version(server.workshop.registry, BIRDS[:4], first_id=1, passed=False, exemplars=exemplars)
         answer = client.classify(bird(0))["images"][0]["prediction_id"]
         with _ending_increments(server):
             yield server, answer
