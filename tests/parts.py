@@ -101,7 +101,7 @@ def tiny_version(
 
     classes: names of the trained ones, with ids from `first_id`; then the `enrolled` ones. increments: for each trained
     class the increment that brought it (none: all 0). live: also move `live` to it. passed: what its gate says.
-    seed: another last layer, so another model.onnx. changes: other fields of the manifest. exemplars: ids of images, by class.
+    seed: another last layer, so another model.onnx. changes: other fields of the manifest. exemplars: images, by class.
     """
     random = np.random.default_rng(seed)
     brought = [*(increments or [0] * len(classes)), *[max(increments, default=0) + 1] * len(enrolled)]
