@@ -179,7 +179,8 @@ def _head(settings: Settings, nonce: str, environment: Mapping[str, str]) -> "su
             start_new_session=True,
         )
     assert head.stdin is not None
-    head.stdin.write(json.dumps({"settings": settings.model_dump(mode="json"), "nonce": nonce}) + "\n")
+    orders = {"settings": settings.model_dump(mode="json", context={"secrets": True}), "nonce": nonce}
+    head.stdin.write(json.dumps(orders) + "\n")
     head.stdin.flush()
     return head
 

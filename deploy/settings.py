@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from lifelist.deploy.ground import on_loopback
-from lifelist.monitoring.options import MonitoringOptions
+from lifelist.monitoring.options import MonitoringOptions, ReviewOptions, TriggerOptions, Webhook
 from lifelist.serving.options import DAY_S, ServingOptions
 from lifelist.training.options import TrainingOptions
 
@@ -132,6 +132,12 @@ class Settings(_Options):
     serving: ServingOptions = ServingOptions()
     training: TrainingOptions = TrainingOptions()
     monitoring: MonitoringOptions = MonitoringOptions()
+    review: ReviewOptions = ReviewOptions()
+    triggers: TriggerOptions = TriggerOptions()
+    webhooks: tuple[Webhook, ...] = Field(
+        default=(),
+        description="where notices are sent: url, secret, kinds (none: all) of each; see docs/monitoring/acting.md",
+    )
 
     @field_validator("home")
     @classmethod
@@ -148,6 +154,13 @@ class Settings(_Options):
     def _database_is_absolute(cls, database: str) -> str:
         file = database.removeprefix("sqlite:///")
         return f"sqlite:///{Path(file).absolute()}" if file not in ("", database, ":memory:") else database
+
+    @field_validator("webhooks")
+    @classmethod
+    def _each_url_once(cls, hooks: tuple[Webhook, ...]) -> tuple[Webhook, ...]:
+        if len({hook.url for hook in hooks}) < len(hooks):
+            raise ValueError("has a url twice; give one of them all kinds")
+        return hooks
 
     @property
     def url(self) -> str:
@@ -169,6 +182,11 @@ class Settings(_Options):
     def examples_folder(self) -> Path:
         """The encoded images, by content."""
         return self.home / "examples"
+
+    @property
+    def review_folder(self) -> Path:
+        """The images that wait for a person to label them."""
+        return self.home / "review"
 
     @property
     def work_folder(self) -> Path:

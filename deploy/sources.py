@@ -59,6 +59,13 @@ class Key:
         """The types that it may have: one, or the members of a union."""
         return typing.get_args(self.kind) if isinstance(self.kind, types.UnionType) else (self.kind,)
 
+    @property
+    def is_secret(self) -> bool:
+        """Whether it is a secret, or a list of what has some."""
+        inside = [part for part in typing.get_args(self.kind) if isinstance(part, type) and issubclass(part, BaseModel)]
+        fields = [field for model in inside for field in model.model_fields.values()]
+        return SecretStr in (self.kind, *(field.annotation for field in fields))
+
     def parsed(self, text: str) -> Any:
         """What a text from the environment or the command line stands for; pydantic judges it later."""
         if types.NoneType in self.kinds and text.lower() in ("", "none", "null"):
@@ -86,7 +93,7 @@ class Resolved:
         return {
             name: functools.reduce(lambda at, part: at[part], name.split("."), dumped)
             for name, source in self.sources.items()
-            if source != "default" and keys()[name].kind is not SecretStr
+            if source != "default" and not keys()[name].is_secret
         }
 
 
@@ -186,7 +193,8 @@ def _line(problem: Any, sources: Mapping[str, str]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     key = next((known for known in sources if name == known or name.startswith(f"{known}.")), name)
     rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{name} {rule}, not {problem['input']!r} (from {sources.get(key, 'the settings')})"
+    given = "what is given" if name.endswith(".secret") else repr(problem["input"])
+    return f"{name} {rule}, not {given} (from {sources.get(key, 'the settings')})"
 
 
 def _flags() -> list[str]:

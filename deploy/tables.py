@@ -123,9 +123,9 @@ def connect(url: str) -> sa.Engine:
 
 
 def _upgraded(connection: sa.Connection) -> int:
-    """Schema 3 of 2: a label knows when its answer was given, and whether it was drawn for the audit."""
+    """Schema 3 of 2: a label knows when its answer was given, if that was drawn for the audit, who asked for it."""
     c = watched.feedback.c
-    for column in (c.predicted_at, c.weight):
+    for column in (c.predicted_at, c.weight, c.via):
         kind = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
         connection.execute(sa.text(f"ALTER TABLE feedback ADD COLUMN {kind}"))
     for index in watched.feedback.indexes:

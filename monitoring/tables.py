@@ -16,6 +16,9 @@ feedback = sa.Table(
     sa.Column("at", sa.String(32), nullable=False),  # when it was said
     sa.Column("predicted_at", sa.String(32), nullable=False, index=True, server_default=""),
     sa.Column("weight", sa.Float, nullable=False, server_default="0"),  # in the audit; 0: it was not drawn for it
+    sa.Column(
+        "via", sa.String(16), nullable=False, server_default=""
+    ),  # review: of an image that was chosen as a hard one
 )
 
 feedback_history = sa.Table(
@@ -96,9 +99,74 @@ notices = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("at", sa.String(32), nullable=False, index=True),
-    sa.Column("kind", sa.String(32), nullable=False),  # swap, alarm, cleared, rollback, probe-failed …
+    sa.Column("kind", sa.String(32), nullable=False),  # of options.KINDS
     sa.Column("version", sa.Integer),
     sa.Column("message", sa.Text, nullable=False),
     sa.Column("data", sa.JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# What could not be kept or looked at, in all: "answers" that nobody watched, "images" for review.
+losses = sa.Table(
+    "losses",
+    metadata,
+    sa.Column("what", sa.String(16), primary_key=True),
+    sa.Column("lost", sa.Integer, nullable=False),
+)
+
+# How many of the answers that were looked at seemed unknown; `at`: where ten minutes begin.
+unknowns = sa.Table(
+    "unknowns",
+    metadata,
+    sa.Column("at", sa.String(32), primary_key=True),
+    sa.Column("images", sa.Integer, nullable=False),
+    sa.Column("unknown", sa.Integer, nullable=False),
+)
+
+# Images that a person may label, and those that were labelled or skipped of late.
+review = sa.Table(
+    "review",
+    metadata,
+    sa.Column("prediction_id", sa.String(400), primary_key=True),
+    sa.Column("sha256", sa.String(64), nullable=False),  # of the PNG, in the folder `review`
+    sa.Column("state", sa.String(16), nullable=False, index=True),  # open, labelled, skipped
+    sa.Column("use", sa.Float, nullable=False),  # of its label, 0 … 1: those of more use are shown first, and stay
+    sa.Column("why", sa.JSON, nullable=False),  # of review.WHY
+    sa.Column("version", sa.Integer, nullable=False),  # that answered
+    sa.Column("answer", sa.String(16), nullable=False),
+    sa.Column("predicted", sa.Integer, nullable=False),
+    sa.Column("margin", sa.Float),  # null: the version was not calibrated
+    sa.Column("unknown", sa.Float),
+    sa.Column("suggestions", sa.JSON, nullable=False),  # [[class id, how probable it is or null], …], best first
+    sa.Column("at", sa.String(32), nullable=False, index=True),  # when it was answered
+    sa.Column("added_at", sa.String(32), nullable=False, index=True),
+    sa.Column("truth", sa.Integer),  # once labelled
+    sa.Column("judged_at", sa.String(32)),
+)
+
+# How far each webhook has been told.
+webhooks = sa.Table(
+    "webhooks",
+    metadata,
+    sa.Column("url", sa.String(1000), primary_key=True),
+    sa.Column("position", sa.Integer, nullable=False),  # the last notice that it has, or has been given up
+    sa.Column("attempts", sa.Integer, nullable=False),  # at the next one, all in vain
+    sa.Column("first_at", sa.Float),  # Unix time of the first of those
+    sa.Column("next_at", sa.Float, nullable=False),  # Unix time before which it is not tried again
+)
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("at", sa.String(32), nullable=False),
+    sa.Column("url", sa.String(1000), nullable=False, index=True),
+    sa.Column("notice", sa.Integer, nullable=False),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("outcome", sa.String(16), nullable=False),  # delivered, failed, given-up
+    sa.Column("status", sa.Integer),  # of the answer; null: there was none
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
     sqlite_autoincrement=True,
 )
