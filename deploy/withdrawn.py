@@ -10,6 +10,7 @@ from lifelist.deploy import tables
 from lifelist.deploy.records import now
 from lifelist.deploy.store import Store
 from lifelist.deploy.workshop import Workshop
+from lifelist.exporter.errors import Moved
 from lifelist.exporter.manifest import Manifest
 
 
@@ -21,14 +22,17 @@ def ids(store: Store, live: Manifest | None) -> set[int]:
     return found - {entry.id for entry in live.classes} if live else found
 
 
-def make_live(workshop: Workshop, version: int) -> None:
+def make_live(workshop: Workshop, version: int, expected: int | None = None) -> None:
     """Make a version live as an operator does. What live knew and this version does not is withdrawn with it.
 
-    Nothing happens if it is live already; Moved if another swap was first. The classes are marked before live moves, so
-    that no enrolment in between brings them back; while live knows them the mark says nothing.
+    expected: the generation of live that this was decided upon; None: whatever it is now. Nothing happens if the
+    version is live already; Moved if another swap was first. The classes are marked before live moves, so that no
+    enrolment in between brings them back; while live knows them the mark says nothing.
     """
     known = {entry.id for entry in workshop.registry.manifest(version).entries}
     before = workshop.registry.ref("live")
+    if expected is not None and (before is None or before.generation != expected):
+        raise Moved(f"live is at {before}, no longer at generation {expected}; decide again")
     if before is None or before.version != version:
         earlier = () if before is None else workshop.registry.manifest(before.version).classes
         _mark(workshop.store, [entry.id for entry in earlier if entry.id not in known])

@@ -25,6 +25,7 @@ from lifelist.serving.prediction import Prediction
 
 Outcome = Literal["correct", "wrong", "unseen"]  # unseen: of a class that the version which answered could not name
 Judge = Callable[[int, int], Outcome]  # (predicted, truth), class ids
+REVIEW = "review"  # what a label came via, if not from who asked
 OTHERWISE = (
     "duplicate",
     "late",
@@ -34,10 +35,18 @@ OTHERWISE = (
 _TEXT = {MINUTE: 16, HOUR: 13, DAY: 10}  # characters of a time that all of a stretch have in common
 
 
-def record(database: Database, prediction_id: str, made: Prediction, truth: int, label_days: float, at: float) -> bool:
+def record(
+    database: Database,
+    prediction_id: str,
+    made: Prediction,
+    truth: int,
+    label_days: float,
+    at: float,
+    via: str = "",
+) -> bool:
     """Note what class an answered image really was: whether that is news. Another label than before replaces it.
 
-    BadInput if the answer is older than `label_days`; at: now, a Unix time.
+    BadInput if the answer is older than `label_days`; at: now, a Unix time; via: `REVIEW`, if that asked for the label.
     """
     if at - made.at > label_days * DAY_S:
         raise BadInput(
@@ -45,12 +54,12 @@ def record(database: Database, prediction_id: str, made: Prediction, truth: int,
             "days (monitoring.label_days)"
         )
     try:
-        return _record(database, prediction_id, made, truth, at)
+        return _record(database, prediction_id, made, truth, at, via)
     except sa.exc.IntegrityError:  # another request was the first to label it, in this moment; now there is a row
-        return _record(database, prediction_id, made, truth, at)
+        return _record(database, prediction_id, made, truth, at, via)
 
 
-def _record(database: Database, prediction_id: str, made: Prediction, truth: int, at: float) -> bool:
+def _record(database: Database, prediction_id: str, made: Prediction, truth: int, at: float, via: str) -> bool:
     row = {
         "version": made.version,
         "predicted": made.class_id,
@@ -59,11 +68,16 @@ def _record(database: Database, prediction_id: str, made: Prediction, truth: int
         "at": times.text(at),
         "predicted_at": times.text(made.at),
         "weight": made.weight,
+        "via": via,
     }
-    this = tables.feedback.c.prediction_id == prediction_id
+    c = tables.feedback.c
+    this = c.prediction_id == prediction_id
     with database.writing() as connection:
-        found = connection.execute(sa.select(tables.feedback.c.truth).where(this).with_for_update()).scalar()
-        if found == truth:
+        found = connection.execute(sa.select(c.truth, c.via).where(this).with_for_update()).first()
+        if found is not None and "" in (via, found.via):  # whoever asked has labelled it, too: it counts
+            row["via"] = ""
+        if found is not None and found.truth == truth:
+            connection.execute(tables.feedback.update().where(this).values(via=row["via"]))
             return False
         if found is None:
             connection.execute(tables.feedback.insert().values(prediction_id=prediction_id, **row))
@@ -114,11 +128,18 @@ def figures(database: Database, registry: Registry, since: float, until: float, 
     """What labels say of the answers that were given in a time (Unix times), by the minute, hour or day.
 
     Each label counts for source `feedback`, those of the audit for `audit` too. Those of a version that the registry
-    does not have are left out.
+    does not have are left out, and so are those that a review asked for: it asks about the hard images alone.
     """
-    return together(
-        figure for row in _labels(database, registry, since, until, seconds) for figure in _counted(row, seconds)
-    )
+    labels = _labels(database, registry, since, until, seconds, tables.feedback.c.via != REVIEW)
+    return together(figure for row in labels for figure in _counted(row, seconds))
+
+
+def of_version(database: Database, registry: Registry, version: int, since: float, until: float) -> list[Figure]:
+    """The figures of single classes, of the answers of one version that were given and labelled in a time."""
+    c = tables.feedback.c
+    those = c.via != REVIEW, c.version == version, c.at >= times.text(since), c.at < times.text(until)
+    labels = _labels(database, registry, since, until, DAY, *those)
+    return together(figure for row in labels for figure in _counted(row, DAY) if figure.group == "class")
 
 
 def confusions(database: Database, registry: Registry, since: float, until: float) -> Counter[tuple[int, int, int]]:
@@ -150,7 +171,9 @@ def _counted(row: _Labels, seconds: int) -> Iterator[Figure]:
             yield Figure(*key, "audit", group, class_id, row.audited, row.weight, right * row.weight, row.squares)
 
 
-def _labels(database: Database, registry: Registry, since: float, until: float, seconds: int) -> Iterator[_Labels]:
+def _labels(
+    database: Database, registry: Registry, since: float, until: float, seconds: int, *those: sa.ColumnElement[bool]
+) -> Iterator[_Labels]:
     c, length = tables.feedback.c, _TEXT[seconds]
     start = sa.func.substr(c.predicted_at, 1, length).label("start")
     audited = sa.func.sum(sa.case((c.weight > 0, 1), else_=0))
@@ -159,7 +182,7 @@ def _labels(database: Database, registry: Registry, since: float, until: float, 
             c.version, start, c.predicted, c.truth,
             sa.func.count(), audited, sa.func.sum(c.weight), sa.func.sum(c.weight * c.weight),
         )
-        .where(c.predicted_at >= times.text(since), c.predicted_at < times.text(until))
+        .where(c.predicted_at >= times.text(since), c.predicted_at < times.text(until), *those)
         .group_by(c.version, start, c.predicted, c.truth)
     )  # fmt: skip
     with database.reading() as connection:

@@ -40,7 +40,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """By how much a share of the same images differs between two answers, with its 95 % interval, -1 … 1."""
+    """By how much a share differs between two answers, with its 95 % interval, -1 … 1."""
 
     difference: float
     low: float
@@ -49,7 +49,7 @@ class Change:
 
     @classmethod
     def of(cls, gained: int, lost: int, total: int) -> Self:
-        """Of `total` images `gained` are right only now, and `lost` were right only before.
+        """Of the same `total` images `gained` are right only now, and `lost` were right only before.
 
         Wald's interval for paired shares after adding half an image to each cell (Agresti & Min, Statistics in Medicine
         2005): without it few images would seem certain.
@@ -58,3 +58,20 @@ class Change:
         middle = (more - fewer) / n
         half = Z * math.sqrt((more + fewer) - (more - fewer) ** 2 / n) / n
         return cls((gained - lost) / total if total else 0.0, max(-1.0, middle - half), min(1.0, middle + half), total)
+
+    @classmethod
+    def between(cls, before: Share, now: Share) -> Self | None:
+        """By how much `now` is above `before`, of different images; None if either rests on none.
+
+        The hybrid score interval, made of both of Wilson's (Newcombe, Statistics in Medicine 1998, method 10).
+        """
+        if before.ratio is None or now.ratio is None:
+            return None
+        assert before.low is not None
+        assert before.high is not None
+        assert now.low is not None
+        assert now.high is not None
+        difference = now.ratio - before.ratio
+        low = difference - math.hypot(now.ratio - now.low, before.high - before.ratio)
+        high = difference + math.hypot(now.high - now.ratio, before.ratio - before.low)
+        return cls(difference, max(-1.0, low), min(1.0, high), int(now.total))

@@ -1,5 +1,6 @@
 """What happened, in order: swaps, alarms and their end, probes that failed. And which alarms are raised."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ import sqlalchemy as sa
 from lifelist.monitoring import tables, times
 from lifelist.monitoring.database import Database, put
 from lifelist.monitoring.drift import Alarm
+
+LOST = ("answers", "images")  # that nobody watched; that were to be kept for review
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,59 @@ def told(database: Database, after: int = 0, limit: int = 100, kinds: Sequence[s
         return [Notice(*row) for row in connection.execute(query.order_by(c.id.desc()).limit(limit))]
 
 
+def last_id(database: Database) -> int:
+    """The id of the latest notice; 0 before the first."""
+    with database.reading() as connection:
+        return connection.scalar(sa.select(sa.func.max(tables.notices.c.id))) or 0
+
+
 def alarms(database: Database) -> list[Raised]:
     """All alarms that were ever looked at, by name."""
     c = tables.alarms.c
     query = sa.select(c.name, c.state, c.since, c.in_a_row, c.message).order_by(c.name)
     with database.reading() as connection:
         return [Raised(*row) for row in connection.execute(query)]
+
+
+class Losses:
+    """What could not be kept or looked at, counted until it can be told: in `losses` for good, and by a notice."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self._untold: Counter[str] = Counter()
+        self._since = ""
+
+    def add(self, what: str, lost: int) -> None:
+        """So many more of "answers" or "images" are lost. Nothing is written yet."""
+        self._since = self._since or times.now()
+        self._untold[what] += lost
+
+    def tell(self) -> None:
+        """Write down what was lost, if anything was. Raises what the database does, and then nothing is told yet."""
+        if not self._untold:
+            return
+        rows = [{"what": what, "lost": lost} for what, lost in self._untold.items()]
+        lost = " and ".join(f"{lost:,} {what}" for what, lost in sorted(self._untold.items()))
+        row = {
+            "at": times.now(),
+            "kind": "lost",
+            "version": None,
+            "message": f"since {self._since} {lost} could not be looked at or kept: see the log; it works again",
+            "data": dict(self._untold) | {"since": self._since},
+        }
+        with self.database.writing() as connection:
+            put(connection, tables.losses, rows, adding=("lost",))
+            connection.execute(tables.notices.insert().values(row))
+        self._untold.clear()
+        self._since = ""
+
+
+def lost(database: Database) -> dict[str, int]:
+    """What was lost in all, of `LOST`."""
+    with database.reading() as connection:
+        rows = connection.execute(sa.select(tables.losses.c.what, tables.losses.c.lost)).all()
+    found = {row.what: row.lost for row in rows}
+    return {what: found.get(what, 0) for what in LOST}
 
 
 class Alarms:

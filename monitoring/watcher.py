@@ -14,30 +14,34 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lifelist.exporter.answering import Answering, held_out
-from lifelist.exporter.errors import LifelistError
+from lifelist.exporter.errors import LifelistError, Moved
 from lifelist.exporter.imagery import looks
 from lifelist.exporter.manifest import AnswerKind, Manifest
 from lifelist.exporter.provisional import HeldOut
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.exporter.session import MODEL
-from lifelist.monitoring import drift, feedback, figures, notices, probe, seen, tables, times
+from lifelist.monitoring import drift, fallen, feedback, figures, notices, probe, seen, tables, times, unknowns
 from lifelist.monitoring.database import Database, put
+from lifelist.monitoring.fallen import Fallen
 from lifelist.monitoring.figures import HOUR, MINUTE, stretch
 from lifelist.monitoring.intervals import Share
 from lifelist.monitoring.options import MonitoringOptions
 from lifelist.monitoring.probe import GateImage, Probed
+from lifelist.monitoring.review import Queue
 from lifelist.monitoring.seen import Seen
 from lifelist.serving.observed import Observations
 
 log = logging.getLogger(__name__)
 
 COMPACT_EVERY_S = 3600.0
+JUDGE_EVERY_S = 30.0  # looks at labels, after a swap
 WINDOWS = ("short", "long")
 LATEST = 100  # swaps that are looked at after a start
 DECAY = 0.98  # of the counts of classes, with each window: what was answered fifty windows ago counts a third
 
 Observe = Callable[[], Sequence[Observations]]
 Probe = Callable[[Sequence[GateImage]], Sequence[Probed]]
+RollBack = Callable[[int, int], None]  # to a version, if live is at this generation; Moved if it is not
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Outside:
     observe: Observe  # what replicas answered since the last time
     probe: Probe  # what the server answers to gate images
     gate: Callable[[], Sequence[GateImage]]  # those that there are
+    roll_back: RollBack | None = None
 
 
 @dataclass(slots=True)
@@ -78,9 +83,13 @@ class Watcher:
         options: MonitoringOptions,
         outside: Outside,
         seed: int | None = None,
+        queue: Queue | None = None,
     ) -> None:
         self.database, self.registry, self.options, self.outside = database, registry, options, outside
+        self.queue = queue  # of images to be labelled; None: none are kept
         self.alarms = notices.Alarms(database)
+        self.losses = notices.Losses(database)
+        self.labels = fallen.Labels(database, registry)
         self.random = np.random.default_rng(seed)
         self._windows: dict[tuple[int, AnswerKind, str], _Windows] = {}
         self._classes: Counter[int] = Counter()  # answered before: what class shares are compared with
@@ -89,21 +98,39 @@ class Watcher:
         self._classes_changed_at = 0.0
         self._probed_at = 0.0
         self._compacted_at = 0.0
+        self._judged_at = 0.0
         self.answering = functools.lru_cache(4)(functools.partial(Answering.of, registry))
         self.reference = functools.lru_cache(4)(self._reference)
+        self.swaps_to = functools.lru_cache(1)(lambda live: fallen.swaps(registry))  # it reads all that was ever live
 
     def look(self, at: float) -> None:
         """One look; at: now, a Unix time."""
+        self.losses.tell()  # first: while nothing can be written, replicas keep what they saw
         self._follow(at)
-        for observations in self.outside.observe():
-            if len(observations.ids):
-                self._seen(observations, at)
+        self._observe(at)
         if self._is_due(at):
             self.probe(at)
+        elif at - self._judged_at >= JUDGE_EVERY_S:
+            self._judged_at = at
+            self._act([self.labels.fallen(swap, self.options.loss, at) for swap in self._swaps(at)])
         if at - self._compacted_at >= COMPACT_EVERY_S:
             self._compacted_at = at
             feedback.compact(self.database, self.registry, self.options.label_days, at)
             figures.compact(self.database, self.options, at)
+            unknowns.compact(self.database, at)
+            if self.queue is not None:
+                self.queue.compact(at)
+
+    def _observe(self, at: float) -> None:
+        """Look at what was answered. What has been taken from the replicas and cannot be kept is lost, and counted."""
+        taken = [one for one in self.outside.observe() if len(one.ids)]
+        try:
+            while taken:
+                self._seen(taken[0], at)
+                del taken[0]
+        except Exception:
+            self.losses.add("answers", sum(one.answered for one in taken))
+            raise
 
     # What is live
 
@@ -151,6 +178,9 @@ class Watcher:
             estimated = seen.estimated(answering, believed, observations.answered, stretches[0], stretches[1])
             with self.database.writing() as connection:
                 figures.add(connection, estimated)
+        unknowns.note(self.database, found.unknown, observations.answered, at)
+        if self.queue is not None:
+            self._keep(answering, observations, found, at)
         if self._live is None or observations.version != self._live.version:
             return
         if observations.kind != answering.manifest.default_answer:  # what few ask for is not what all are answered
@@ -160,6 +190,15 @@ class Watcher:
         for name, length in zip(WINDOWS, (self.options.window, self.options.long_window), strict=True):
             for window in windows.full(name, length, found):
                 self._test(answering, self.reference(*key), name, window, at)
+
+    def _keep(self, answering: Answering, observations: Observations, found: Seen, at: float) -> None:
+        """Images for a person to label. If none can be kept, since a disk is full, all else goes on."""
+        assert self.queue is not None
+        try:
+            self.queue.keep(answering, observations, found, at)
+        except OSError as error:
+            self.losses.add("images", 1)
+            log.warning("review.missed", extra={"facts": {"reason": str(error)}})
 
     def _reference(self, version: int, kind: AnswerKind, precision: str) -> Seen | None:
         held: HeldOut | None = held_out(self.registry, self.registry.manifest(version), precision)
@@ -226,6 +265,50 @@ class Watcher:
         shares = probe.record(self.database, self.registry, answered, at)
         if (share := shares.get(live.version)) is not None:
             self._judge(live, share)
+            self._act([fallen.by_probe(self.database, swap, self.options.loss) for swap in self._swaps(at)])
+
+    # When accuracy fell
+
+    def _swaps(self, at: float) -> list[fallen.Swap]:
+        """Those that may be taken back, or told of."""
+        if self.options.rollback == "off":
+            return []
+        return [swap for swap in self.swaps_to(self._live) if at - swap.at <= self.options.rollback_within_s]
+
+    def _act(self, judged: Sequence[Fallen | None]) -> None:
+        """Roll back if accuracy fell, or tell; once for each swap."""
+        found = fallen.worst([one for one in judged if one is not None])
+        if found is None:
+            return
+        live, before = found.swap.live, found.swap.before.version
+        facts: dict[str, object] = {
+            "generation": live.generation,
+            "before": before,
+            "source": found.source,
+            "change": found.change.difference,
+            "low": found.change.low,
+            "high": found.change.high,
+            "images": found.change.total,
+        }
+        log.warning("accuracy.fell", extra={"facts": {"version": live.version, "message": found.message} | facts})
+        if self.options.rollback == "tell" or self.outside.roll_back is None:
+            told = notices.told(self.database, kinds=("rollback-advised",), limit=LATEST)
+            if all(one.data["generation"] != live.generation for one in told):
+                advice = f"{found.message}; roll back with: lifelist rollback, or POST /v1/versions/{before}:promote"
+                notices.tell(self.database, "rollback-advised", advice, live.version, **facts)
+            return
+        try:
+            self.outside.roll_back(before, live.generation)
+        except Moved as error:  # somebody else decided meanwhile
+            log.warning("rollback.missed", extra={"facts": {"version": live.version, "reason": str(error)}})
+            return
+        except LifelistError as error:
+            self.alarms.look("rollback.failed", True, f"{found.message}; to roll back failed: {error}", live.version)
+            return
+        self.alarms.look("rollback.failed", False, "rolling back works", live.version)
+        told_ = f"{found.message}: version {before} is live again, by itself"
+        notices.tell(self.database, "rollback", told_, live.version, **facts)
+        log.warning("rollback.done", extra={"facts": {"version": live.version, "to": before}})
 
     def _judge(self, live: Manifest, share: Share) -> None:
         """Whether the live version is as good as its held-out images said, and as the one before on old classes."""

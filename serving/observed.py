@@ -14,6 +14,7 @@ from lifelist.exporter.preprocess import Pixels
 from lifelist.serving.live import Answer
 
 MOST, MOST_BYTES = 256, 8 * 2**20  # images, and bytes of them with all that is said of them, of one version
+MOST_SAMPLES = 4  # of versions and kinds of answer: more are not kept if nobody takes them away
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +59,8 @@ class Observed:
         key = answer.loaded.version, answer.kind, answer.loaded.precision
         sample = self._samples.get(key)
         if sample is None:
+            while len(self._samples) >= MOST_SAMPLES:  # the oldest goes, of a version that hardly answers any more
+                del self._samples[next(iter(self._samples))]
             each = answer.images[0].nbytes + answer.logits[0].nbytes + answer.embedding[0].nbytes
             sample = self._samples[key] = _Sample(max(1, min(self.most, MOST_BYTES // each)))
         for k, prediction_id in enumerate(ids):
