@@ -517,3 +517,116 @@ class Notices(TypedDict):
     """GET /v1/notices: the latest first."""
 
     notices: list[NoticeRow]
+
+
+class Suggestion(ClassName):
+    """A class that an image may be of."""
+
+    probability: (
+        float | None
+    )  # calibrated; null: the version was not, or only its other kind of answer names this class
+
+
+class ReviewImage(TypedDict):
+    """An image that a person may label. why: it looks like nothing known, the kinds of answer disagree, or two classes
+    are almost as probable.
+    """
+
+    prediction_id: str
+    at: str  # when it was answered
+    version: int  # that answered
+    answer: Literal["linear", "nearest_mean"]
+    predicted: ClassName
+    why: list[Literal["unknown", "disagree", "margin"]]
+    use: float  # of a label, 0 … 1
+    margin: float | None  # by how much the best class is more probable than the second; null: nobody knows
+    unknown_score: float | None
+    suggestions: list[Suggestion]  # the best first
+    image: str  # path of its PNG
+
+
+class Reviews(TypedDict):
+    """GET /v1/review: those of most use first. Counts are of all; what was judged is counted for review.days."""
+
+    keeps_images: bool  # the setting review.keep_images: whether images are being kept at all
+    most: int  # images that wait at most
+    open: int
+    labelled: int
+    skipped: int
+    images: list[ReviewImage]
+
+
+class ReviewedExample(TypedDict):
+    """The example that an image became."""
+
+    sha256: str
+    status: Literal["accepted", "duplicate"]
+    role: str | None
+
+
+class Reviewed(TypedDict):
+    """POST /v1/review/{prediction_id}. judged: as POST /v1/feedback would have said; null if it was skipped."""
+
+    prediction_id: str
+    state: Literal["labelled", "skipped"]
+    judged: Judged | None
+    example: ReviewedExample | None  # if that was wanted
+
+
+class TriggerRow(TypedDict):
+    """A stretch of time in which a trigger spoke for an increment."""
+
+    at: str
+    until: str  # as `at`, where one is started
+    action: Literal["start", "held"]
+    because: str
+    obstacle: Literal["running", "no-images", "nothing-new", "distance", "quiet-hours", "budget"] | None
+    held: str | None  # what is in the way, in words
+    waiting: int  # images that waited to be learned
+
+
+class Triggers(TypedDict):
+    """GET /v1/triggers. now: null, if nothing speaks for an increment. week: the dry run, the oldest first."""
+
+    enabled: bool  # whether any trigger is set
+    waiting: int  # images that wait to be learned, now
+    trained_s: float  # seconds of training in the last 24 hours
+    now: TriggerRow | None
+    week: list[TriggerRow]
+
+
+class WebhookState(TypedDict):
+    """A webhook in the settings."""
+
+    url: str  # without user, password and query
+    kinds: list[str]  # of notices; none: all
+    waiting: int  # notices that it has still to get
+    failed_attempts: int  # to deliver the next of them
+    next_at: str | None  # when it is tried again
+
+
+class DeliveryRow(TypedDict):
+    """One attempt to deliver an event."""
+
+    at: str
+    url: str
+    notice: int  # id; 0: a test
+    kind: str
+    attempt: int
+    outcome: Literal["delivered", "failed", "given-up"]
+    status: int | None  # of the answer; null: there was none
+    seconds: float
+    message: str  # what came back, its beginning
+
+
+class Webhooks(TypedDict):
+    """GET /v1/webhooks: the latest attempts first."""
+
+    webhooks: list[WebhookState]
+    deliveries: list[DeliveryRow]
+
+
+class WebhooksTested(TypedDict):
+    """POST /v1/webhooks:test: one attempt for each webhook."""
+
+    deliveries: list[DeliveryRow]

@@ -28,8 +28,13 @@ from lifelist.client.answers import (
     Notices,
     QualityOf,
     Ready,
+    Reviewed,
+    Reviews,
+    Triggers,
     Version,
     Versions,
+    Webhooks,
+    WebhooksTested,
 )
 from lifelist.client.errors import Unavailable
 from lifelist.client.images import QUERY_BYTES, UPLOAD_BYTES, Images, OnSent, batches, each, labelled, unfolded
@@ -269,6 +274,30 @@ class AsyncClient:
     async def feedback(self, prediction_id: str, truth: str | int) -> Judged:
         """Say what class the image of an earlier answer really was."""
         return await self._send(routes.feedback(prediction_id, truth))
+
+    async def reviews(self, limit: int = 50, why: str | None = None) -> Reviews:
+        """The images that would help most if a person labelled them; why: unknown, disagree or margin; None: any."""
+        return await self._send(routes.reviews(limit, why))
+
+    async def review_image(self, prediction_id: str) -> bytes:
+        """The PNG of one of them, as the model saw it."""
+        return await self._send(routes.review_image(prediction_id))
+
+    async def review(self, prediction_id: str, truth: str | int | None, example: bool = False) -> Reviewed:
+        """Say what class one of them shows; None: nobody can tell. example: make it an example of that class, too."""
+        return await self._send(routes.review(prediction_id, truth, example))
+
+    async def triggers(self) -> Triggers:
+        """What would start an increment now, and what would have in the last week."""
+        return await self._send(routes.triggers())
+
+    async def webhooks(self, limit: int = 50) -> Webhooks:
+        """The webhooks, how far each has been told, and the latest attempts."""
+        return await self._send(routes.webhooks(limit))
+
+    async def test_webhooks(self) -> WebhooksTested:
+        """Send a test event to each webhook: what came back."""
+        return await self._send(routes.test_webhooks())
 
     # ------------------------------------------------------------------------------------------------ sending
 

@@ -24,8 +24,13 @@ from lifelist.client.answers import (
     Notices,
     QualityOf,
     Ready,
+    Reviewed,
+    Reviews,
+    Triggers,
     Version,
     Versions,
+    Webhooks,
+    WebhooksTested,
 )
 from lifelist.client.images import Image, OnSent
 from lifelist.client.wire import Request, T, json_object
@@ -192,3 +197,36 @@ def feedback(prediction_id: str, truth: str | int) -> Request[Judged]:
     """What an image really was; the last label of a prediction counts."""
     said = {"prediction_id": prediction_id, "class": truth}
     return _asking("POST", "/v1/feedback", Judged, repeatable=True, json=said)
+
+
+def reviews(limit: int, why: str | None) -> Request[Reviews]:
+    """The images that would help most if a person labelled them."""
+    params = {"limit": limit} | ({} if why is None else {"why": why})
+    return _asking("GET", "/v1/review", Reviews, repeatable=True, params=params)
+
+
+def review_image(prediction_id: str) -> Request[bytes]:
+    """A PNG."""
+    path = f"/v1/review/{prediction_id}/image"
+    return Request(method="GET", path=path, read=lambda answer: answer.content, repeatable=True)
+
+
+def review(prediction_id: str, truth: str | int | None, example: bool) -> Request[Reviewed]:
+    """What an image shows, or that nobody can tell. Sent twice, the second is a conflict."""
+    said = {"skip": True} if truth is None else {"class": truth, "example": example}
+    return _asking("POST", f"/v1/review/{prediction_id}", Reviewed, json=said)
+
+
+def triggers() -> Request[Triggers]:
+    """What would start an increment."""
+    return _get("/v1/triggers", Triggers)
+
+
+def webhooks(limit: int) -> Request[Webhooks]:
+    """Webhooks, and how they were told."""
+    return _asking("GET", "/v1/webhooks", Webhooks, repeatable=True, params={"limit": limit})
+
+
+def test_webhooks() -> Request[WebhooksTested]:
+    """A test event to each webhook."""
+    return _asking("POST", "/v1/webhooks:test", WebhooksTested, timeout=UPLOAD_S)

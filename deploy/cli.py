@@ -112,6 +112,8 @@ for _command in (
     cli_quality.quality,
     cli_monitoring.monitoring,
     cli_top.top,
+    cli_quality.triggers,
+    cli_quality.webhooks,
     cli_keys.keys,
     cli_local.train,
     cli_local.demo,

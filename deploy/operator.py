@@ -6,31 +6,43 @@ as it arrives, hands its work to one. Those take turns, so that two uploads do n
 
 import asyncio
 import logging
-import time
 import unicodedata
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
 from typing import IO, Annotated, cast
 
+import sqlalchemy as sa
 from fastapi import APIRouter, FastAPI, Header, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 from starlette.concurrency import run_in_threadpool
 
 from lifelist.client.answers import Added, ClassDetail, Increment, Increments, Judged, Moved
-from lifelist.deploy import changes, dashboard, enrol, examples, quality_routes, rollout, stream, uploads, withdrawn
+from lifelist.deploy import (
+    acting_routes,
+    changes,
+    dashboard,
+    enrol,
+    examples,
+    quality_routes,
+    rollout,
+    stream,
+    uploads,
+    withdrawn,
+)
 from lifelist.deploy.desk import AtDesk, Desk, With
+from lifelist.deploy.labelling import label
 from lifelist.deploy.naming import Names, class_name, learned_as, names
 from lifelist.deploy.progress import Progress
 from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
-from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing
-from lifelist.monitoring import feedback
-from lifelist.serving import catalog, oip_routes, openapi, prediction
+from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing, Unavailable
+from lifelist.serving import catalog, oip_routes, openapi
 from lifelist.serving.auth import CALLER, Door, Guarded
 from lifelist.serving.catalog import Catalog, Number
+from lifelist.serving.errors import as_json
 from lifelist.serving.keys import Guard
 from lifelist.serving.numbers import natural
 
@@ -109,8 +121,18 @@ def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     made.include_router(routes)
     made.include_router(quality_routes.routes)
     made.include_router(dashboard.routes)
+    made.include_router(acting_routes.routes)
+    made.add_exception_handler(sa.exc.OperationalError, _database_away)
     made.include_router(oip_routes.routes)
     return made
+
+
+async def _database_away(request: Request, error: Exception) -> Response:
+    """503 while the database is locked, or a disk is full. Queries, which need none, are answered all the same."""
+    log.warning("database.away", extra={"facts": {"path": request.url.path, "reason": str(error.__cause__ or error)}})
+    return as_json(
+        request, Unavailable("the database cannot be used now: locked, full, or away; the server's log says which")
+    )
 
 
 async def _catch_up(desk: Desk) -> None:
@@ -319,27 +341,4 @@ def _live(workshop: Workshop, version: int) -> Moved:
 @routes.post("/v1/feedback", tags=["feedback"])
 def give_feedback(desk: AtDesk, body: Truth) -> Judged:
     """Say what an image really was: it counts for the version that answered, whatever is live now."""
-    workshop, counted = desk.workshop, desk.quality.labels
-    try:
-        made = prediction.open(desk.key, body.prediction_id)
-        version = workshop.registry.manifest(made.version)
-    except LifelistError:
-        counted.labels("orphan").inc()
-        raise
-    truth = names(workshop, workshop.live).meant(body.truth)
-    at, days = time.time(), workshop.settings.monitoring.label_days
-    try:
-        is_news = feedback.record(workshop.store, body.prediction_id, made, truth.id, days, at)
-    except BadInput:
-        counted.labels("late").inc()
-        raise
-    outcome = feedback.judge(version)(made.class_id, truth.id)
-    told = outcome if is_news else "duplicate"
-    desk.quality.labelled(body.prediction_id, told, at - made.at, audit=is_news and made.weight > 0)
-    titles = {entry.id: entry.name for entry in version.classes}
-    return {
-        "version": made.version,
-        "predicted": {"id": made.class_id, "name": titles[made.class_id]},
-        "truth": {"id": truth.id, "name": truth.name},
-        "correct": outcome == "correct",
-    }
+    return label(desk, body.prediction_id, body.truth)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from lifelist.client.answers import ENDED
 from lifelist.deploy.gate import NOT_JUDGED
+from lifelist.deploy.quality import readable
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.rollout import STEPS
 from lifelist.deploy.store import QUEUED, Store
@@ -37,6 +38,10 @@ class Progress(Collector):
         return []
 
     def collect(self) -> Iterator[Metric]:
+        """What the database says; nothing without it."""
+        yield from readable(self._collected())
+
+    def _collected(self) -> Iterator[Metric]:
         """Increments by state; the latest one's steps, training and gate; corrections; the last promotion."""
         now = times.now()
         counts = self.store.states()

@@ -35,6 +35,15 @@ HOLDS = 20  # times as long as it took to find out, what is said of classes hold
 log = logging.getLogger(__name__)
 
 
+def readable(found: Iterator[Metric]) -> list[Metric]:
+    """What is read from the database; nothing if that is away: the page has the replicas' metrics all the same."""
+    try:
+        return list(found)
+    except sa.exc.SQLAlchemyError as error:
+        log.warning("metrics.missed", extra={"facts": {"reason": str(error)}})
+        return []
+
+
 class Quality(Collector):
     """`shown`: how many classes have series of their own."""
 
@@ -73,8 +82,19 @@ class Quality(Collector):
             self.audited.inc()
 
     def collect(self) -> Iterator[Metric]:
-        """Accuracy of the last day, by version, source and group of classes; classes; drift; alarms; notices."""
+        """What the database says; without it, that it is away."""
+        up = GaugeMetricFamily("lifelist_database_up", "Whether the database can be read.")
+        found = readable(self._collected())
+        up.add_metric([], bool(found))
+        yield from (up, *found)
+
+    def _collected(self) -> Iterator[Metric]:
+        """Accuracy of the last day, by version, source and group of classes; classes; drift; alarms; notices; losses."""
         now = time.time()
+        lost = CounterMetricFamily("lifelist_monitoring_lost", "What could not be looked at or kept.", labels=["what"])
+        for what, count in notices.lost(self.store).items():
+            lost.add_metric([what], count)
+        yield lost
         yield from self._accuracy(now)
         yield from self._alarms()
         yield self._told()

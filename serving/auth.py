@@ -62,12 +62,18 @@ ACCESS = {  # route → the roles that may call it; `operate` may call every one
     "GET /v1/drift":                          "read",
     "GET /v1/alarms":                         "read",
     "GET /v1/notices":                        "read",
+    "GET /v1/triggers":                       "read",
     "GET /metrics":                           "read",
     "POST /v1/examples":                      "operate",
     "POST /v1/increments":                    "operate",
     "POST /v1/increments/{increment}:cancel": "operate",
     "POST /v1/versions/{version}:promote":    "operate",
     "POST /v1/rollback":                      "operate",
+    "GET /v1/review":                         "operate",  # images of users: not for whoever may read figures
+    "GET /v1/review/{prediction_id}/image":   "operate",
+    "POST /v1/review/{prediction_id}":        "operate",
+    "GET /v1/webhooks":                       "operate",
+    "POST /v1/webhooks:test":                 "operate",
 }
 # fmt: on
 

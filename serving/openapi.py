@@ -92,6 +92,9 @@ BESIDE = {  # route → what it answers beside those
     "GET /v1/increments/{increment}/events":  "404",
     "POST /v1/increments/{increment}:cancel": "404 409",
     "POST /v1/feedback":                      "404 415",
+    "GET /v1/review/{prediction_id}/image":   "404 409",
+    "POST /v1/review/{prediction_id}":        "404 409 415",
+    "POST /v1/webhooks:test":                 "409",
 }
 # fmt: on
 
@@ -136,6 +139,9 @@ EVENTS: Responses = {
 PICTURE: Responses = {
     200: {"content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}}},
     304: {"description": "the picture with the ETag of If-None-Match is still that"},
+}
+PNG: Responses = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "The image"}
 }
 METRICS: Responses = {
     200: {

@@ -1,0 +1,41 @@
+"""True classes of answers, as they arrive over HTTP: recorded and counted."""
+
+import time
+
+from lifelist.client.answers import Judged
+from lifelist.deploy.desk import Desk
+from lifelist.deploy.naming import names
+from lifelist.exporter.errors import BadInput, LifelistError
+from lifelist.monitoring import feedback
+from lifelist.serving import prediction
+
+
+def label(desk: Desk, prediction_id: str, truth: str | int, via: str = "") -> Judged:
+    """Record what class, by name or id, an answered image really was; via: `feedback.REVIEW`, if that asked for it.
+
+    BadInput for an id that is none of this server's, or of too old an answer; Missing for a class that nobody knows.
+    """
+    workshop, counted = desk.workshop, desk.quality.labels
+    try:
+        made = prediction.open(desk.key, prediction_id)
+        version = workshop.registry.manifest(made.version)
+    except LifelistError:
+        counted.labels("orphan").inc()
+        raise
+    known = names(workshop, workshop.live).meant(truth)
+    at, days = time.time(), workshop.settings.monitoring.label_days
+    try:
+        is_news = feedback.record(workshop.store, prediction_id, made, known.id, days, at, via)
+    except BadInput:
+        counted.labels("late").inc()
+        raise
+    outcome = feedback.judge(version)(made.class_id, known.id)
+    told = outcome if is_news else "duplicate"
+    desk.quality.labelled(prediction_id, told, at - made.at, audit=is_news and made.weight > 0 and not via)
+    titles = {entry.id: entry.name for entry in version.classes}
+    return {
+        "version": made.version,
+        "predicted": {"id": made.class_id, "name": titles[made.class_id]},
+        "truth": {"id": known.id, "name": known.name},
+        "correct": outcome == "correct",
+    }
