@@ -69,6 +69,12 @@ WHO = {  #                                     nobody  read  classify  feedback 
     "POST /v1/increments/{increment}:cancel": (o,      o,    o,        o,        x),
     "POST /v1/versions/{version}:promote":    (o,      o,    o,        o,        x),
     "POST /v1/rollback":                      (o,      o,    o,        o,        x),
+    "GET /v1/triggers":                       (o,      x,    o,        o,        x),
+    "GET /v1/review":                         (o,      o,    o,        o,        x),
+    "GET /v1/review/{prediction_id}/image":   (o,      o,    o,        o,        x),
+    "POST /v1/review/{prediction_id}":        (o,      o,    o,        o,        x),
+    "GET /v1/webhooks":                       (o,      o,    o,        o,        x),
+    "POST /v1/webhooks:test":                 (o,      o,    o,        o,        x),
     "POST /v2/models/{model}/infer":          (o,      o,    x,        o,        x),
     "POST /v2/models/{model}/versions/{version}/infer": (o, o, x,      o,        x),
     "GET /v2":                                (x,      x,    x,        x,        x),
@@ -193,7 +199,7 @@ def test_every_route_lets_in_who_may_call_it_and_nobody_else(
     path = (
         path.replace("{name:path}", "lifelist")
         .replace("{rest:path}", "status")
-        .format(version=1, increment=1, class_id=1, name="swagger-ui.css", model="lifelist")
+        .format(version=1, increment=1, class_id=1, name="swagger-ui.css", model="lifelist", prediction_id="x")
     )
     answer = httpx.request(method, f"{site.url}{path}", headers=callers[caller])
     if WHO[route][CALLERS.index(caller)]:
