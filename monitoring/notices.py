@@ -78,6 +78,8 @@ class Losses:
 
     def add(self, what: str, lost: int) -> None:
         """So many more of "answers" or "images" are lost. Nothing is written yet."""
+        if not lost:
+            return
         self._since = self._since or times.now()
         self._untold[what] += lost
 

@@ -9,6 +9,7 @@ Answers that were drawn for the audit are not kept here, so that the audit stays
 """
 
 import io
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from lifelist.monitoring.figures import DAY, HOUR
 from lifelist.monitoring.options import ReviewOptions
 from lifelist.monitoring.seen import Column, Seen
 from lifelist.serving.observed import Observations
+
+log = logging.getLogger(__name__)
 
 WHY = ("unknown", "disagree", "margin")
 SUGGESTIONS = 5  # classes for each image
@@ -69,12 +72,13 @@ class Queue:
         audited: Callable[[str], bool] = lambda prediction_id: False,
     ) -> None:
         self.database, self.images, self.options, self.audited = database, images, options, audited
+        self._lost = 0
         self._lately: deque[float] = deque()  # when an image was kept, of the last hour
 
     def keep(self, answering: Answering, observations: Observations, seen: Seen, at: float) -> int:
         """Keep those of the images that would help most, as far as the bounds allow; how many that were.
 
-        OSError if the disk is full: nothing is kept of that image, and no row.
+        What a full disk has no room for is counted (`take_lost`): nothing is kept of it, and no row.
         """
         if not self.options.keep_images:
             return 0
@@ -85,11 +89,9 @@ class Queue:
         margin = np.where(np.isnan(seen.confidence), np.nan, seen.margin)  # of a version that was not calibrated: none
         use = (np.nan_to_num(1 - margin) + np.nan_to_num(seen.unknown) + differs) / 3
         why, kept = self._why(seen.unknown, differs, margin), 0
-        for k in np.argsort(-use, kind="stable").tolist():
-            if kept >= room:
-                break
-            if not why[k] or self.audited(observations.ids[k]):
-                continue
+        order = np.argsort(-use, kind="stable").tolist()
+        chosen = [k for k in order if why[k] and not self.audited(observations.ids[k])][: max(0, room)]
+        for place, k in enumerate(chosen):
             row = {
                 "prediction_id": observations.ids[k],
                 "state": "open",
@@ -104,12 +106,23 @@ class Queue:
                 "at": times.text(float(observations.at[k])),
                 "added_at": times.text(at),
             }
-            if self._add(row, observations.images[k]):
+            try:
+                added = self._add(row, observations.images[k])
+            except OSError as error:
+                self._lost += len(chosen) - place
+                log.warning("review.missed", extra={"facts": {"reason": str(error), "images": len(chosen) - place}})
+                break
+            if added:
                 self._lately.append(at)
                 kept += 1
         if kept:
             self._bounded()
         return kept
+
+    def take_lost(self) -> int:
+        """How many images could not be kept since this was asked last."""
+        lost, self._lost = self._lost, 0
+        return lost
 
     def _why(self, unknown: Column, differs: npt.NDArray[np.bool_], margin: Column) -> list[list[str]]:
         options = self.options

@@ -99,6 +99,7 @@ class Watcher:
         self._probed_at = 0.0
         self._compacted_at = 0.0
         self._judged_at = 0.0
+        self._owed: Fallen | None = None  # what was decided and could not be done
         self.answering = functools.lru_cache(4)(functools.partial(Answering.of, registry))
         self.reference = functools.lru_cache(4)(self._reference)
         self.swaps_to = functools.lru_cache(1)(lambda live: fallen.swaps(registry))  # it reads all that was ever live
@@ -110,9 +111,10 @@ class Watcher:
         self._observe(at)
         if self._is_due(at):
             self.probe(at)
-        elif at - self._judged_at >= JUDGE_EVERY_S:
+        if at - self._judged_at >= JUDGE_EVERY_S:
             self._judged_at = at
-            self._act([self.labels.fallen(swap, self.options.loss, at) for swap in self._swaps(at)])
+            judged = [self.labels.fallen(swap, self.options.loss, at) for swap in self._swaps(at)]
+            self._act([self._owed, *judged])
         if at - self._compacted_at >= COMPACT_EVERY_S:
             self._compacted_at = at
             feedback.compact(self.database, self.registry, self.options.label_days, at)
@@ -180,7 +182,8 @@ class Watcher:
                 figures.add(connection, estimated)
         unknowns.note(self.database, found.unknown, observations.answered, at)
         if self.queue is not None:
-            self._keep(answering, observations, found, at)
+            self.queue.keep(answering, observations, found, at)
+            self.losses.add("images", self.queue.take_lost())
         if self._live is None or observations.version != self._live.version:
             return
         if observations.kind != answering.manifest.default_answer:  # what few ask for is not what all are answered
@@ -190,15 +193,6 @@ class Watcher:
         for name, length in zip(WINDOWS, (self.options.window, self.options.long_window), strict=True):
             for window in windows.full(name, length, found):
                 self._test(answering, self.reference(*key), name, window, at)
-
-    def _keep(self, answering: Answering, observations: Observations, found: Seen, at: float) -> None:
-        """Images for a person to label. If none can be kept, since a disk is full, all else goes on."""
-        assert self.queue is not None
-        try:
-            self.queue.keep(answering, observations, found, at)
-        except OSError as error:
-            self.losses.add("images", 1)
-            log.warning("review.missed", extra={"facts": {"reason": str(error)}})
 
     def _reference(self, version: int, kind: AnswerKind, precision: str) -> Seen | None:
         held: HeldOut | None = held_out(self.registry, self.registry.manifest(version), precision)
@@ -294,17 +288,20 @@ class Watcher:
         if self.options.rollback == "tell" or self.outside.roll_back is None:
             told = notices.told(self.database, kinds=("rollback-advised",), limit=LATEST)
             if all(one.data["generation"] != live.generation for one in told):
-                advice = f"{found.message}; roll back with: lifelist rollback, or POST /v1/versions/{before}:promote"
+                advice = f"{found.message}; roll back with: lifelist versions promote {before}"
                 notices.tell(self.database, "rollback-advised", advice, live.version, **facts)
             return
+        self._owed = found
         try:
             self.outside.roll_back(before, live.generation)
         except Moved as error:  # somebody else decided meanwhile
+            self._owed = None
             log.warning("rollback.missed", extra={"facts": {"version": live.version, "reason": str(error)}})
             return
         except LifelistError as error:
             self.alarms.look("rollback.failed", True, f"{found.message}; to roll back failed: {error}", live.version)
             return
+        self._owed = None
         self.alarms.look("rollback.failed", False, "rolling back works", live.version)
         told_ = f"{found.message}: version {before} is live again, by itself"
         notices.tell(self.database, "rollback", told_, live.version, **facts)

@@ -12,7 +12,7 @@ from test_watcher import NOON, World, told, watcher
 from lifelist.deploy import enrol, withdrawn
 from lifelist.deploy.workshop import Workshop, open_workshop
 from lifelist.exporter import answering, index, session
-from lifelist.exporter.errors import Moved
+from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.manifest import Manifest
 from lifelist.monitoring import fallen, feedback, intervals, notices
 from lifelist.monitoring.intervals import Change, Share
@@ -111,7 +111,7 @@ def test_with_tell_it_is_told_once_and_nothing_moves(world: Acting) -> None:
     assert live(world) == bad
     assert [kind for kind, _ in told(world)].count("rollback-advised") == 1
     advice = next(one for one in notices.told(world.workshop.store) if one.kind == "rollback-advised")
-    assert "POST /v1/versions/1:promote" in advice.message
+    assert "lifelist versions promote 1" in advice.message
 
 
 def test_with_off_nothing_is_told_but_the_alarm(world: Acting) -> None:
@@ -169,6 +169,34 @@ def test_who_moves_live_first_wins(world: Acting) -> None:
     assert third > second.version
     assert live(world) == second.version  # the operator's
     assert "rollback" not in {kind for kind, _ in told(world)}
+
+
+def test_a_rollback_that_fails_raises_an_alarm_and_is_made_as_soon_as_it_can_be(world: Acting) -> None:
+    class NoReplica(Acting):
+        there = False
+
+        def outside(self) -> Outside:
+            really = super().outside().roll_back
+            assert really is not None
+
+            def roll_back(version: int, generation: int) -> None:
+                if not self.there:
+                    raise Unavailable("the replicas could not load version 1: none is running")
+                really(version, generation)
+
+            return replace(super().outside(), roll_back=roll_back)
+
+    broken_world = NoReplica(world.workshop)
+    looks = watcher(broken_world, rollback="on", probe_every_s=0)
+    looks.look(NOON)
+    began = time.time()
+    bad = harm(broken_world, looks, began)
+    assert live(broken_world) == bad
+    assert "rollback.failed" in {one.name for one in notices.alarms(world.workshop.store) if one.state == "raised"}
+    broken_world.there = True
+    looks.look(began + 31)
+    assert live(broken_world) == 1
+    assert "rollback.failed" not in {one.name for one in notices.alarms(world.workshop.store) if one.state == "raised"}
 
 
 def label(world: World, version: int, right: int, wrong: int, at: float, audited: bool = False, via: str = "") -> None:
