@@ -45,12 +45,13 @@ def recall(
 ) -> list[Figure]:
     """By source, how many images of each class shown were answered right, and of all other classes together (NONE).
 
-    Times are Unix times; of the answers of the live version alone.
+    Times are Unix times; of the answers of the live version alone. Of probes, which ask about the same images again and
+    again, it is the mean of one.
     """
     c = tables.figures.c
     which = sa.case((c.class_id.in_(shown), c.class_id), else_=NONE).label("class_id")
     query = (
-        sa.select(c.source, which, *(sa.func.sum(c[name]) for name in SUMS))
+        sa.select(c.source, which, sa.func.count(c.class_id.distinct()), *(sa.func.sum(c[name]) for name in SUMS))
         .where(c.group == "class", c.version == live.version, c.at >= times.text(since), c.at < times.text(until))
         .group_by(c.source, which)
     )
@@ -58,11 +59,13 @@ def recall(
         rows = connection.execute(query).all()
     begins, length = times.text(since), int(until - since)
 
-    def figure(
-        source: Source, class_id: int, images: int, total: float, right: float, squares: float, rounds: int = 1
-    ) -> Figure:
-        sums = images, total, right, squares, rounds
-        return Figure(begins, length, live.version, source, "class", class_id, *sums)
+    def figure(source: Source, class_id: int, images: float, total: float, right: float, squares: float) -> Figure:
+        return Figure(begins, length, live.version, source, "class", class_id, round(images), total, right, squares)
+
+    def of_one_round(source: Source, class_id: int, classes: int, *sums: float) -> Figure:
+        images, total, right, squares, all_rounds = sums  # in the order of SUMS
+        rounds = all_rounds / classes if source == "probe" else 1
+        return figure(source, class_id, images / rounds, total / rounds, right / rounds, squares / rounds)
 
     named = set(shown)
     labelled = [
@@ -72,7 +75,7 @@ def recall(
         for one in feedback.figures(database, registry, since, until, DAY)
         if one.group == "class" and one.version == live.version
     ]
-    return together([*(figure(*row) for row in rows), *labelled])
+    return together([*(of_one_round(*row) for row in rows), *labelled])
 
 
 @dataclass(frozen=True, slots=True)

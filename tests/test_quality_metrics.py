@@ -19,6 +19,7 @@ from lifelist.exporter.registry import Registry
 from lifelist.monitoring import feedback, figures, notices, probe, tables, times
 from lifelist.monitoring.database import put
 from lifelist.monitoring.figures import HOUR, Figure, stretch
+from lifelist.monitoring.intervals import Share
 from lifelist.monitoring.probe import GateImage, Probed
 from lifelist.serving.prediction import Prediction
 
@@ -91,6 +92,21 @@ def test_the_classes_asked_about_most_are_shown_and_the_others_are_one(
     assert values(page, "lifelist_class_recall_lower_ratio")["1", "probe"] < 0.5 - 0.15
     assert set(values(page, "lifelist_exemplars")) == {("1",), ("3",), ("other",)}
     assert values(page, "lifelist_classes") == {("trained",): 5, ("enrolled",): 0}
+
+
+def test_gate_images_that_are_probed_again_are_no_more_images(
+    store: Store, registry: Registry, page: CollectorRegistry
+) -> None:
+    for _ in range(3):
+        probed(store, registry, 2, [(k, k if n else 0) for k in range(5) for n in range(4)])
+    Quality(store, registry, page, shown=3)
+    images = values(page, "lifelist_class_recall_images")
+    assert images == {("0", "probe"): 4, ("1", "probe"): 4, ("2", "probe"): 4, ("other", "probe"): 8}
+    ratios = values(page, "lifelist_class_recall_ratio")
+    assert ratios == {("0", "probe"): 1, ("1", "probe"): 0.75, ("2", "probe"): 0.75, ("other", "probe"): 0.75}
+    low = values(page, "lifelist_class_recall_lower_ratio")
+    assert low["1", "probe"] == pytest.approx(Share.of(3, 4).low)
+    assert low["other", "probe"] == pytest.approx(Share.of(6, 8).low)
 
 
 def test_labels_count_for_recall_too_and_are_looked_at_again_after_a_while(
