@@ -22,7 +22,7 @@ from lifelist.deploy.workshop import EXEMPLARS, memory
 from lifelist.exporter.answering import Answering, held_out
 from lifelist.exporter.errors import LifelistError
 from lifelist.exporter.manifest import Manifest
-from lifelist.exporter.registry import Registry
+from lifelist.exporter.registry import Registry, Remembering
 from lifelist.monitoring import classes, feedback, notices, quality, tables, times
 from lifelist.monitoring.figures import DAY, NONE, Figure
 from lifelist.serving.metrics import OTHER
@@ -50,7 +50,8 @@ class Quality(Collector):
     def __init__(
         self, store: Store, registry: Registry, collectors: CollectorRegistry, shown: int = 100, holds: float = HOLDS
     ) -> None:
-        self.store, self.registry, self.shown, self.holds = store, registry, shown, holds
+        self.store, self.shown, self.holds = store, shown, holds
+        self.registry = Remembering(registry.url)
         self.labels = CounterMetric(
             "lifelist_feedback_total", "True classes that were sent.", ["outcome"], registry=collectors
         )
@@ -65,7 +66,6 @@ class Quality(Collector):
         self._notices = Counter(dict.fromkeys(KINDS, 0))
         self._noticed = next((one.id for one in notices.told(store, limit=1)), 0)
         self._classes: tuple[float, int, list[Metric]] = (0.0, 0, [])  # until when, of which version, what is said
-        self.manifest = functools.lru_cache(8)(registry.manifest)
         self.calibration_error = functools.lru_cache(8)(self._calibration_error)
         self.exemplars = functools.lru_cache(2)(self._exemplars)
         collectors.register(self)
@@ -100,7 +100,7 @@ class Quality(Collector):
         yield self._told()
         if (ref := self.registry.ref("live")) is None:
             return
-        live = self.manifest(ref.version)
+        live = self.registry.manifest(ref.version)
         until, version, found = self._classes
         if version != live.version or time.monotonic() >= until:
             began = time.monotonic()
@@ -231,7 +231,7 @@ class Quality(Collector):
         return found
 
     def _calibration_error(self, version: int) -> float | None:
-        live = self.manifest(version)
+        live = self.registry.manifest(version)
         try:
             held = held_out(self.registry, live)
             if held is None or not len(held.labels):
@@ -243,7 +243,7 @@ class Quality(Collector):
 
     def _exemplars(self, version: int) -> dict[int, int]:
         """How many images of each class a version remembers; {} if it keeps no list of them."""
-        live = self.manifest(version)
+        live = self.registry.manifest(version)
         if all(entry.name != EXEMPLARS for entry in live.files):
             return {}
         try:

@@ -26,6 +26,7 @@ from lifelist.exporter.manifest import FileEntry, Manifest
 from lifelist.exporter.storage import SCRATCH, Storage, open_storage
 
 GRACE_S = 3600.0  # what is younger may belong to a publication under way
+REMEMBERED = 16  # manifests
 _ASIDE = re.compile(rf"{SCRATCH}/[0-9a-f]{{64}}\.[0-9a-f]{{32}}")  # a blob that a collector took out of its place
 
 
@@ -278,6 +279,22 @@ class Registry:
             return Ref(int(found["version"]), generation, str(found["at"]))
         except (ValueError, TypeError, KeyError) as error:
             raise Corrupt(f"generation {generation} of reference {name!r} cannot be read: {error}") from error
+
+
+class Remembering(Registry):
+    """For who reads the same versions again and again. A manifest never changes, so it is read once."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._known: dict[int, Manifest] = {}
+
+    def manifest(self, version: int) -> Manifest:
+        """What a version says of itself, as it was when it was read first; the last 16 are remembered."""
+        if version not in self._known:
+            if len(self._known) >= REMEMBERED:
+                del self._known[next(iter(self._known))]
+            self._known[version] = super().manifest(version)
+        return self._known[version]
 
 
 def _place(sha256: str) -> str:

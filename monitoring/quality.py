@@ -1,5 +1,6 @@
 """The figures as people are shown them: from every source, with their intervals, and how they went."""
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -130,17 +131,20 @@ def _of_one_round(one: Figure) -> Figure:
 
 def _calibrated_on(registry: Registry, figure: Figure) -> float:
     """Held-out images behind the estimates of a version, in the part that its classes have in all."""
-    try:
-        manifest = registry.manifest(figure.version)
-    except Missing:
-        return 0.0
-    kinds = manifest.confidences
-    fitted = kinds and getattr(kinds, manifest.default_answer)
-    if not fitted:
-        return 0.0
-    known, newest = len(manifest.answerable), len(manifest.newest)
+    images, known, newest = _calibration(registry, figure.version)
     part = {"all": known, "old": known - newest, "new": newest}.get(figure.group, 1)
-    return float(fitted.images * part / known)
+    return images * part / known
+
+
+@functools.lru_cache(64)  # a version never changes, and each row of a table of its classes asks
+def _calibration(registry: Registry, version: int) -> tuple[int, int, int]:
+    """(held-out images that a version's confidence was fitted to, classes that it answers, of which are newest)."""
+    try:
+        manifest = registry.manifest(version)
+    except Missing:
+        return 0, 1, 0
+    fitted = manifest.confidences and getattr(manifest.confidences, manifest.default_answer)
+    return (fitted.images if fitted else 0), len(manifest.answerable), len(manifest.newest)
 
 
 def _found(database: Database, registry: Registry, asked: Asked, seconds: int, whole: bool = False) -> Iterable[Figure]:
