@@ -24,6 +24,7 @@ from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.protocols import order
 from lifelist.benchmarks.trained import TEST, Around, sorted_into_roles
 from lifelist.exporter import session
+from lifelist.exporter.errors import BadInput
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import Pixels
@@ -82,6 +83,7 @@ class Asked:
     epochs: int = 12  # of the base; increments are as long as their schedule says
     image_size: int = 32
     windows: int = 200  # quiet ones
+    cases: str = ""  # only scenarios whose name has this in it
     order: str = "facil"
     device: str = "auto"
     seed: int = 0
@@ -466,6 +468,10 @@ def measure(
 ) -> tuple[Facts, dict[str, Any]]:
     """(everything that the page says, the scores by which an oracle estimates). Shares and accuracies are in 0 … 1."""
     world = made(asked, folder, on_event)
+    chosen = [scenario for scenario in scenarios(world) if asked.cases in scenario.name]
+    if not chosen:
+        names = "; ".join(dict.fromkeys(scenario.kind for scenario in scenarios(world)))
+        raise BadInput(f"no scenario has {asked.cases!r} in its name; there are {names}")
     courses = folder / "courses"
     shutil.rmtree(courses, ignore_errors=True)
 
@@ -474,7 +480,7 @@ def measure(
 
     quiet, scores = _quiet(course("quiet", asked.seed), asked.windows, tell)
     found = []
-    for number, scenario in enumerate(scenarios(world)):
+    for number, scenario in enumerate(chosen):
         one, logits = _scenario(course(f"{number}", asked.seed + 1 + number), scenario, quiet["accuracy"])
         found.append(one)
         if scenario.version is None:

@@ -134,15 +134,15 @@ def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
         f"{STRETCH:,} answers follow, over which the estimate is held against the truth. Noise, blur, brightness and "
         "contrast are in five steps ([corruptions.py](../../../benchmarks/corruptions.py)). Of an unseen class is "
         f"{UNSEEN_SHARE:.0%} of the images. {classes['added']} classes are added: enrolled by {ENROLLED} images each; "
-        f"by an increment ({learned}, {MEMORY:,} images of old classes); by one that replays nothing ({harmed}). An "
-        "hour later, when drift is no longer held, as many answers follow."
+        f"by an increment ({learned}, {MEMORY:,} images of old classes); and by one that replays nothing ({harmed}). "
+        "An hour later, when drift is no longer held, as many answers follow."
     )
     yield ""
     yield (
         f"Bars: what costs {100 * COST:.0f} points or more is found within {WITHIN} answers, or {ROUNDS} rounds of "
         f"probes where it is the decoder's fault; a version that loses {100 * HARM:.0f} points on old classes is named "
-        f"within {ROUNDS} rounds; added classes raise nothing else; others are found. Doubted: the server says "
-        "that the estimate may be wrong (`doubts` in `GET /v1/quality`)."
+        f"within {ROUNDS} rounds; added classes raise nothing else; other scenarios are found. Doubted: the server "
+        "says that the estimate may be wrong (`doubts` in `GET /v1/quality`)."
     )
     yield ""
     yield from markdown(TITLES, rows(facts))

@@ -350,6 +350,7 @@ def newclasses(
 @click.option("--data", default="turned-digits", show_default=True, help="CIFAR-100 as Parquet, or other images.")
 @click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Of the base.")
 @click.option("--image-size", type=click.IntRange(8), default=32, show_default=True, help="Pixels in each direction.")
+@click.option("--cases", default="", help="Only scenarios whose name has this in it: noise, unseen, increment …")
 @click.option("--windows", type=click.IntRange(1), default=200, show_default=True, help="In which nothing happens.")
 @click.option("--oracle/--no-oracle", default=True, show_default=True, help="Estimates by NannyML too.")
 @click.option("--load/--no-load", "loads", default=True, show_default=True, help="What watching costs a server.")
@@ -363,6 +364,7 @@ def monitoring(
     data: str,
     epochs: int,
     image_size: int,
+    cases: str,
     windows: int,
     oracle: bool,
     loads: bool,
@@ -385,7 +387,12 @@ def monitoring(
     from lifelist.training.sources import encoded
 
     asked = experiment.Asked(
-        data=data, epochs=epochs, image_size=image_size, windows=windows, device=resolved.settings.training.device
+        data=data,
+        epochs=epochs,
+        image_size=image_size,
+        cases=cases,
+        windows=windows,
+        device=resolved.settings.training.device,
     )
     place = (folder or resolved.settings.home / "bench" / "monitoring").absolute()
     place.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ class Quality(Collector):
         yield from (up, *found)
 
     def _collected(self) -> Iterator[Metric]:
-        """Accuracy of the last day, by version, source and group of classes; classes; drift; alarms; notices; losses."""
+        """Accuracy of the last day, by version, source and group; classes; drift; alarms; notices; losses."""
         now = time.time()
         lost = CounterMetricFamily("lifelist_monitoring_lost", "What could not be looked at or kept.", labels=["what"])
         for what, count in notices.lost(self.store).items():
