@@ -382,9 +382,10 @@ class Found:
         if self.right is None:
             may_be_harmless = self.kind in CORRUPTIONS or "decoder" in self.kind
             return self.cost >= COST or not may_be_harmless
-        if self.wanted == ["accuracy.old"]:
+        if self.right.name.startswith("accuracy."):
             return self.right.rounds > ROUNDS
-        return self.cost >= COST and self.right.after > WITHIN and self.right.rounds > ROUNDS
+        is_urgent = self.cost >= COST and (self.kind in CORRUPTIONS or "decoder" in self.kind)
+        return is_urgent and self.right.after > WITHIN
 
 
 class Course:

@@ -74,6 +74,9 @@ DRIFT, OLD = ["drift.embedding.", "drift.sharpness."], ["accuracy.old"]
         (found("noise", DRIFT, 0.05), False),  # it need not be found
         (found("noise", DRIFT, 0.05, raised("drift.sharpness.long", after=1500, rounds=3)), False),
         (found("noise", DRIFT, 0.2, raised("drift.embedding.short"), before=["drift.margin.short"]), True),
+        (found("noise", DRIFT, 0.2, raised("drift.embedding.short", after=600, rounds=0)), True),
+        (found("decoder: another resize", ["accuracy.probe"], 0.2, raised("accuracy.probe", 900, 2)), False),
+        (found("an unseen class arrives", DRIFT, 0.2, raised("drift.embedding.short", after=600)), False),
         (found("an unseen class arrives", DRIFT, 0.05), True),
         (found("classes are enrolled", [], 0.0, old_loss=0.0), False),
         (found("classes are enrolled", [], 0.0, raised("drift.classes.short"), old_loss=0.0), True),
