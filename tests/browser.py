@@ -75,8 +75,9 @@ class Page:
         self.call("Emulation.setEmulatedMedia", features=features)
 
     def open(self, url: str) -> None:
-        """Go to an address."""
+        """Go to an address; its files are there afterwards, and its scripts have begun."""
         self.call("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete'")
 
     def run(self, script: str) -> Any:
         """The value of an expression of JavaScript; a promise is waited for."""
