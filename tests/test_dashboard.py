@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -152,7 +153,10 @@ def test_a_curve_of_one_class_is_of_that_class(site: Server) -> None:
 def test_the_figures_on_the_page_are_those_of_the_api(site: Server, page: Page) -> None:
     live = site.workshop.live
     assert live is not None
-    found = [one for one in api(site, "/v1/quality")["figures"] if one["version"] == live.version]  # type: ignore[attr-defined]
+    said: Any = api(site, "/v1/quality")
+    found = [one for one in said["figures"] if one["version"] == live.version]
+    doubts = [f"Doubt the estimate: {one['message']}" for one in said["doubts"] if one["version"] == live.version]
+    assert page.each("#accuracy-now .note", "e.innerText") == doubts
     told = "[e.dataset.figure, Number(e.dataset.ratio), Number(e.dataset.images), e.innerText]"
     shown = {name: (ratio, count, text) for name, ratio, count, text in page.each("#accuracy-now .figure", told)}
     groups = {f"{one['source']}/{one['group']}": one for one in found if one["group"] in ("all", "old", "new")}

@@ -16,7 +16,6 @@ const increments = new Increments(() => [state, rollouts].forEach(soon));
 const marks = []; // swaps: {at, text, title}
 let live = null; // the version that answers, as the replicas say
 let may = false; // move what is live
-let inDoubt = ""; // why the estimate may be wrong
 let chosen = null; // the version whose figures are shown; null: live
 let locked = false; // until a key is entered
 let seen = {}; // the latest answers, for what is drawn anew without asking
@@ -41,8 +40,6 @@ async function lookAtState() {
   quality.drawAlarms(alarms.alarms);
   quality.drawNotices(notices.notices);
   drawVersions(versions, may, moved);
-  const drifts = alarms.alarms.filter((one) => one.state === "raised" && one.name.startsWith("drift.") && !one.name.startsWith("drift.classes"));
-  inDoubt = drifts.length ? `${drifts.map((one) => one.name).join(", ")} ${drifts.length === 1 ? "is" : "are"} raised.` : "";
   const swaps = notices.notices.filter((one) => ["swap", "rollback"].includes(one.kind));
   const known = JSON.stringify(marks);
   marks.splice(0, marks.length, ...swaps.map((one) => ({ at: Date.parse(one.data.at ?? one.at), text: `v${one.version}`, title: one.message })));
@@ -75,7 +72,7 @@ async function lookAtFigures() {
 
 function drawQuality() {
   if (!seen.now) return;
-  quality.drawNow(seen.now, chosen, inDoubt);
+  quality.drawNow(seen.now, chosen);
   quality.drawCurves(seen.curve, marks, $("source").value);
 }
 

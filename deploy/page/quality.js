@@ -17,7 +17,7 @@ const BIAS = {
 const share = (value) => percent(value, 0);
 
 // found: GET /v1/quality. A table for the version that is chosen, else live.
-export function drawNow(found, version, inDoubt) {
+export function drawNow(found, version) {
   const of = version ?? found.live;
   const versions = [...new Set([found.live, ...found.figures.map((one) => one.version)])].sort((a, b) => b - a);
   const choose = $("version");
@@ -31,7 +31,7 @@ export function drawNow(found, version, inDoubt) {
   fill($("accuracy-now"),
     table(`Share of right answers of version ${of}, by source and group of classes`, ["source", "all classes", "old classes", "new classes"], rows),
     unseen && el("p", { class: "quiet" }, `${count(unseen.images)} labels were of classes that version ${of} could not name; they count for no group.`),
-    inDoubt && el("p", { class: "note" }, `Doubt the estimate: ${inDoubt} It assumes that images of a class look as those did that the version was calibrated on.`));
+    found.doubts.filter((one) => one.version === of).map((one) => el("p", { class: "note" }, `Doubt the estimate: ${one.message}`)));
 }
 
 function cell(figure, source) {
