@@ -22,13 +22,17 @@ import pytest
 import schemathesis
 from parts import BIRDS, tiny_images, tiny_version
 from parts_operator import Server, bird, files, play, serving
-from parts_server import eventually
+from parts_server import eventually, free_port
 from schemathesis import GenerationMode
 from schemathesis.core.failures import AcceptedNegativeData
 from schemathesis.engine import events, from_schema
 
 from lifelist import Client
+from lifelist.deploy.watch import queue
+from lifelist.monitoring import tables, times
+from lifelist.monitoring.options import Webhook
 from lifelist.serving import keys, oip
+from lifelist.serving.prediction import Prediction, key_in, seal
 
 QUERY = {"name": "images", "datatype": "UINT8", "shape": [1, 16, 16, 3], "data": tiny_images()[0].ravel().tolist()}
 FREE = ("outputs", "parameters")  # of queries in the Open Inference Protocol: what they name must fit one another
@@ -38,7 +42,13 @@ REQUESTS = 8  # generated for each route, beside those that follow from the desc
 @contextlib.contextmanager
 def described() -> Iterator[tuple[Server, str]]:
     """A server with something of everything: versions, an increment that ended, a class that waits, an answer's id."""
-    with tempfile.TemporaryDirectory() as home, serving(Path(home)) as server, Client(server.url) as client:
+    hook = Webhook(url=f"http://127.0.0.1:{free_port()}/", secret="x" * 16)  # type: ignore[arg-type]
+    with (
+        tempfile.TemporaryDirectory() as home,
+        serving(Path(home), webhooks=(hook,)) as server,
+        Client(server.url) as client,
+    ):
+        _keep_images(server, 50)
         client.add_examples("wren", files(3, 12))
         client.start_increment(["wren"])
         play(server)
@@ -48,6 +58,20 @@ def described() -> Iterator[tuple[Server, str]]:
         answer = client.classify(bird(0))["images"][0]["prediction_id"]
         with _ending_increments(server):
             yield server, answer
+
+
+def _keep_images(server: Server, count: int) -> None:
+    """So many images wait for somebody to label them."""
+    kept, key = queue(server.settings, server.workshop), key_in(server.settings.secret_file)
+    rows = [
+        {"prediction_id": seal(key, Prediction(1, 1, "linear", time.time())), "state": "open", "use": 0.5}
+        | {"sha256": kept.images.put(bird(0, k)), "why": ["margin"], "version": 1, "answer": "linear", "predicted": 1}
+        | {"margin": 0.1, "unknown": None, "suggestions": [[1, 0.5], [2, None]]}
+        | {"at": times.now(), "added_at": times.now()}
+        for k in range(count)
+    ]
+    with server.workshop.store.writing() as connection:
+        connection.execute(tables.review.insert(), rows)
 
 
 @contextlib.contextmanager
@@ -80,6 +104,7 @@ def loaded(server: Server, answer: str, requests: int, *phases: str, key: str = 
     excluded += ["unsupported_method"] if key else []  # a method that is not there is the operator's alone: 403
     schema.config.checks.update(excluded_check_names=excluded)
 
+    kept = [one.prediction_id for one in queue(server.settings, server.workshop).waiting(1000)]
     turns = Counter[str]()  # valid cases of each route so far
 
     @schema.hook  # type: ignore[untyped-decorator]
@@ -93,6 +118,11 @@ def loaded(server: Server, answer: str, requests: int, *phases: str, key: str = 
             number = "live" if turn % 2 else str(turn // 2 % 4 + 1)
             named = {"model": "another" if turn % 3 == 1 else "lifelist", "name": f"lifelist/versions/{number}"}
             case.path_parameters = {name: named.get(name, number) for name in case.path_parameters or {}}
+        elif case.path.startswith("/v1/review/"):  # by turns: each is judged once
+            if turn % 2 == 0:
+                case.path_parameters = {"prediction_id": kept.pop(0) if case.method == "POST" else kept[-1]}
+                case.body = {"class": "robin"} if case.method == "POST" else case.body
+            return case
         elif drawn % 2:
             return case
         elif case.path_parameters:
