@@ -8,8 +8,6 @@ import click
 from lifelist.client.answers import AlarmState, DeliveryRow, Doubt, Figure
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import connected, json_option, result, table
-from lifelist.deploy.triggers import shown
-from lifelist.deploy.workshop import open_workshop
 from lifelist.exporter.errors import Failed
 
 GROUPS = ("all", "old", "new", "unseen", "class")
@@ -57,6 +55,9 @@ def triggers(resolved: Resolved, as_json: bool) -> None:
 
     It reads what is in home, without a server: `lifelist triggers --triggers.pending-images 50` tries a setting.
     """
+    from lifelist.deploy.triggers import shown
+    from lifelist.deploy.workshop import open_workshop
+
     workshop = open_workshop(resolved.settings)
     found = shown(workshop, resolved.settings.triggers, time.time())
     rows = [

@@ -14,14 +14,14 @@ from lifelist import Client
 from lifelist.deploy import tables
 from lifelist.deploy.records import now
 from lifelist.deploy.settings import Settings
-from lifelist.deploy.workshop import open_workshop
-from lifelist.monitoring import notices
+from lifelist.deploy.workshop import Workshop, open_workshop
+from lifelist.monitoring import figures, notices
 
 
-def probed(client: Client, version: int) -> int:
-    """Gate images that a version was probed with."""
-    found = client.quality(source="probe", group="all", version=version)["figures"]
-    return sum(one["images"] for one in found)
+def rounds(shop: Workshop, version: int) -> int:
+    """Probes that a version was asked."""
+    found = figures.read(shop.store, 0, 2 * time.time(), groups=("all",), sources=("probe",), versions=(version,))
+    return sum(one.rounds for one in found)
 
 
 def test_a_harmful_version_is_rolled_back_by_itself_and_stays_when_promoted_again(
@@ -48,7 +48,7 @@ def test_a_harmful_version_is_rolled_back_by_itself_and_stays_when_promoted_agai
     with started(home, *flags) as server, Client(server.url) as client:
         for k, name in enumerate(BIRDS[:3]):
             client.add_examples(name, files(k, 40))
-        eventually(lambda: probed(client, good.version), 60)
+        eventually(lambda: rounds(shop, good.version), 60)
         with Load(server, clients=2) as load:
             assert client.promote(bad.version)["live"] == bad.version
             eventually(lambda: client.versions()["live"] == good.version, 60)
@@ -61,9 +61,9 @@ def test_a_harmful_version_is_rolled_back_by_itself_and_stays_when_promoted_agai
         assert told[0]["version"] == bad.version
         assert told[0]["data"]["before"] == good.version
         eventually(lambda: "lifelist.rollback" in {event["type"] for event in receiver.events})
-        before = probed(client, bad.version)
+        before = rounds(shop, bad.version)
         client.promote(bad.version)
-        eventually(lambda: probed(client, bad.version) > before)
+        eventually(lambda: rounds(shop, bad.version) > before)
         time.sleep(1)
         assert client.versions()["live"] == bad.version
         assert sum(one.kind == "rollback" for one in notices.told(shop.store)) == 1

@@ -219,5 +219,5 @@ def test_while_classes_have_just_changed_drift_raises_nothing(world: World) -> N
     assert raised(world) == []
     for k in range(4):
         world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k, dim=0.6))
-        looks.look(NOON + 1000 + k)
+        looks.look(NOON + 10_000 + k)
     assert "drift.brightness.short" in raised(world)

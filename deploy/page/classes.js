@@ -4,6 +4,7 @@ import { bar, chart } from "./charts.js";
 import { get, picture } from "./api.js";
 import { $, between, count, el, percent, signed } from "./dom.js";
 
+const GRACE_MS = 5000; // an image may still be loading from an address that nobody needs any more
 const ROW = 52; // pixels, as style.css has it
 const BEYOND = 6; // rows that are made above and below those in sight
 const COLUMNS = { name: (row) => row.name.toLowerCase(), increment: (row) => row.increment, images: (row) => row.images, ratio: (row) => row.ratio, trend: (row) => row.trend };
@@ -43,7 +44,8 @@ export class ClassTable {
   }
 
   forget() { // pictures of another version
-    for (const found of this.pictures.values()) found.then((address) => address && URL.revokeObjectURL(address));
+    const letGo = (address) => address && setTimeout(() => URL.revokeObjectURL(address), GRACE_MS);
+    for (const found of this.pictures.values()) found.then(letGo);
     this.pictures.clear();
     this.rows = [];
   }
