@@ -83,6 +83,8 @@ def http_as_json(request: Request, error: Exception) -> JSONResponse:
     path = request.url.path
     if isinstance(error.__cause__, ClientDisconnect):  # while the body was read
         message = LEFT
+    elif isinstance(error.__cause__, UnicodeDecodeError):  # of which FastAPI says only that the body cannot be parsed
+        message = "the body is not JSON: it is not UTF-8"
     elif error.status_code == 404 and error.detail in ("Not Found", ""):
         message = f"there is no {path} here; see /docs"
     elif error.status_code == 405:
