@@ -107,7 +107,7 @@ def mmd(one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.r
     return float(np.sqrt(max(0.0, unbiased))), (1 + as_extreme) / (PERMUTATIONS + 1)
 
 
-def shares(then: Mapping[int, int], now: Mapping[int, int], known: Sequence[int]) -> Tested | None:
+def shares(then: Mapping[int, float], now: Mapping[int, float], known: Sequence[int]) -> Tested | None:
     """Whether classes come in other shares: counts by class id, of classes that both sides know. None: too few."""
     counts = np.array([[side.get(class_id, 0) for class_id in known] for side in (then, now)], np.float64)
     counts = counts[:, counts.sum(axis=0) > 0]
@@ -121,7 +121,8 @@ def shares(then: Mapping[int, int], now: Mapping[int, int], known: Sequence[int]
         return None
     counts = counts[:, counts.sum(axis=0) > 0]
     p_value = float(stats.chi2_contingency(counts).pvalue)
-    score = float(distance.jensenshannon(*counts, base=2))
+    distant = float(distance.jensenshannon(*counts, base=2))
+    score = distant if distant > 0 else 0.0  # of equal shares rounding makes the root of less than nothing, NaN
     return Tested("classes", int(counts[1].sum()), score, p_value)
 
 

@@ -151,6 +151,13 @@ def test_shares_are_tested_by_chi_squared() -> None:
     assert 0 < found.score < 0.2
 
 
+def test_shares_that_are_exactly_equal_differ_by_nothing() -> None:
+    then, now = {1: 106.6044, 2: 40.3368}, {1: 37, 2: 14}  # counts that have decayed
+    found = drift.shares(then, now, [1, 2])
+    assert found is not None
+    assert found.score == 0
+
+
 def test_classes_that_only_one_side_knows_are_left_out() -> None:
     then, now = {1: 400, 2: 400}, {1: 70, 2: 70, 3: 200}
     found = drift.shares(then, now, [1, 2])
