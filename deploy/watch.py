@@ -81,8 +81,8 @@ def _watching(settings: Settings, workshop: Workshop) -> Callable[[float], None]
             world = outside(settings, workshop)
             options, images = settings.monitoring, queue(settings, workshop)
             watcher = Watcher(workshop.store, workshop.registry, options, world, queue=images)
+        verdicts.tell(workshop.store, at)  # before the swap that follows from one
         watcher.look(at)
-        verdicts.tell(workshop.store, at)
         starter.look(at)
 
     return look
