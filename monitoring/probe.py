@@ -6,7 +6,7 @@ It is real HTTP, with the server's own key, by which it is told from traffic (se
 import itertools
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import httpx
@@ -18,8 +18,8 @@ from lifelist.exporter.registry import Registry
 from lifelist.monitoring import tables, times
 from lifelist.monitoring.database import Database, put
 from lifelist.monitoring.feedback import groups, judge
-from lifelist.monitoring.figures import DAY, HOUR, MINUTE, NONE, Figure, Group, add, stretch
-from lifelist.monitoring.intervals import Change, Share
+from lifelist.monitoring.figures import DAY, HOUR, MINUTE, Figure, Group, add, stretch
+from lifelist.monitoring.intervals import Change
 
 AT_ONCE = 16  # images in a request
 REST_S = 0.05  # between requests: traffic comes first
@@ -73,9 +73,8 @@ def ask(url: str, key: str, images: Sequence[GateImage], read: Callable[[str], b
             time.sleep(REST_S)
 
 
-def record(database: Database, registry: Registry, found: Sequence[Probed], at: float) -> dict[int, Share]:
-    """Keep what was answered, as figures and image by image: the share that was right, of each version."""
-    shares: dict[int, Share] = {}
+def record(database: Database, registry: Registry, found: Sequence[Probed], at: float) -> None:
+    """Keep what was answered, as figures and image by image."""
     asked: Counter[tuple[int, Group, int]] = Counter()  # by version, group and class id
     right: Counter[tuple[int, Group, int]] = Counter()
     confused: Counter[tuple[int, int, int]] = Counter()
@@ -90,7 +89,6 @@ def record(database: Database, registry: Registry, found: Sequence[Probed], at: 
                 right[version, group, class_id] += said == "correct"
             if said != "unseen":
                 confused[version, instead.get(truth, truth) or truth, one.predicted] += 1
-        shares[version] = Share.of(right[version, "all", NONE], asked[version, "all", NONE])
     figures = []
     for key, count in asked.items():
         seconds = HOUR if key[1] == "class" else MINUTE
@@ -114,7 +112,18 @@ def record(database: Database, registry: Registry, found: Sequence[Probed], at: 
         kept = sa.select(latest.c.version).order_by(latest.c.at.desc()).limit(KEPT_VERSIONS)
         versions = [row.version for row in connection.execute(kept)]
         connection.execute(tables.probes.delete().where(c.version.not_in(versions)))
-    return shares
+
+
+def held(version: Manifest, found: Sequence[Probed], promised: Mapping[int, float]) -> Iterator[tuple[bool, float]]:
+    """(whether it was right, how often it should be) of each image that a version answered, of classes in `promised`.
+
+    promised: by class id, the share of right answers that the version reached when it was made.
+    """
+    judged, instead = judge(version), version.instead
+    for one in found:
+        true = instead.get(one.image.class_id, one.image.class_id)
+        if one.version == version.version and true in promised:
+            yield judged(one.predicted, one.image.class_id) == "correct", promised[true]
 
 
 def change(database: Database, before: Manifest, now: Manifest) -> Change | None:

@@ -7,7 +7,8 @@ an answer: whatever fails is told and tried again at the next look.
 import functools
 import itertools
 import logging
-from collections import Counter
+import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -256,9 +257,9 @@ class Watcher:
             self.alarms.look("probe.failed", True, str(error), live.version)
             return
         self.alarms.look("probe.failed", False, "probes are answered", live.version)
-        shares = probe.record(self.database, self.registry, answered, at)
-        if (share := shares.get(live.version)) is not None:
-            self._judge(live, share)
+        probe.record(self.database, self.registry, answered, at)
+        if any(one.version == live.version for one in answered):
+            self._judge(live, answered)
             self._act([fallen.by_probe(self.database, swap, self.options.loss) for swap in self._swaps(at)])
 
     # When accuracy fell
@@ -307,12 +308,16 @@ class Watcher:
         notices.tell(self.database, "rollback", told_, live.version, **facts)
         log.warning("rollback.done", extra={"facts": {"version": live.version, "to": before}})
 
-    def _judge(self, live: Manifest, share: Share) -> None:
+    def _judge(self, live: Manifest, answered: Sequence[Probed]) -> None:
         """Whether the live version is as good as its held-out images said, and as the one before on old classes."""
-        assert share.ratio is not None
-        assert share.high is not None
-        reference = self._promised(live)
-        if reference is not None:
+        held = list(probe.held(live, answered, self._promised(live)))
+        if held:
+            share, reference = (
+                Share.of(sum(right for right, _ in held), len(held)),
+                statistics.fmean(s for _, s in held),
+            )
+            assert share.ratio is not None
+            assert share.high is not None
             self.alarms.look(
                 "accuracy.probe",
                 share.high < reference - self.options.loss,
@@ -335,19 +340,21 @@ class Watcher:
                 change=worst.difference,
             )
 
-    def _promised(self, live: Manifest) -> float | None:
-        """Accuracy on its held-out images, as it answers by default, when it was made."""
+    def _promised(self, live: Manifest) -> dict[int, float]:
+        """By class id, recall on its held-out images, as it answers by default, when it was made; of classes with any.
+
+        A class that was enrolled has none: how well it would be recognised was never promised.
+        """
         held = held_out(self.registry, live)
         if held is None or not len(held.labels):
-            return None
+            return {}
         reference = self.reference(live.version, live.default_answer, "fp32")
         assert reference is not None
-        instead = live.instead
-        return float(
-            np.mean(
-                [instead.get(t, t) == b for t, b in zip(held.labels.tolist(), reference.best.tolist(), strict=True)]
-            )
-        )
+        instead, right = live.instead, defaultdict[int, list[bool]](list)
+        for truth, best in zip(held.labels.tolist(), reference.best.tolist(), strict=True):
+            if (true := instead.get(truth, truth)) is not None:
+                right[true].append(true == best)
+        return {class_id: sum(found) / len(found) for class_id, found in right.items()}
 
     def _before(self, live: Manifest) -> list[Manifest]:
         """The version that was live before this one, and the last one of another model, which it may be worse than."""

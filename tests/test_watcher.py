@@ -221,3 +221,16 @@ def test_while_classes_have_just_changed_drift_raises_nothing(world: World) -> N
         world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k, dim=0.6))
         looks.look(NOON + 10_000 + k)
     assert "drift.brightness.short" in raised(world)
+
+
+def test_a_class_that_is_enrolled_and_hardly_recognised_is_no_fall_of_the_version(world: World) -> None:
+    looks = watcher(world)
+    looks.look(NOON)
+    mixed = [picture for name in NAMES[:2] for picture in pictures(name, 100, first=3000)]
+    assert {result.status for result in examples.add(world.workshop, "mixed", mixed)} == {"accepted"}
+    live = enrol.enrol(world.workshop)
+    assert live is not None
+    looks.look(NOON + 1)
+    [probed] = figures.read(world.workshop.store, 0, NOON + 60, versions=[live.version], groups=("all",), whole=True)
+    assert probed.right < 0.8 * probed.total
+    assert raised(world) == []
