@@ -122,7 +122,7 @@ def held(version: Manifest, found: Sequence[Probed], promised: Mapping[int, floa
     judged, instead = judge(version), version.instead
     for one in found:
         true = instead.get(one.image.class_id, one.image.class_id)
-        if one.version == version.version and true in promised:
+        if one.version == version.version and true is not None and true in promised:
             yield judged(one.predicted, one.image.class_id) == "correct", promised[true]
 
 
