@@ -264,18 +264,17 @@ def _increments(store: Store, at: float) -> list[_Begun]:
 def _images(workshop: Workshop, increments: Sequence[_Begun]) -> Iterator[tuple[float, float]]:
     """(when it came, when the increment began that learned it, infinity if none did) of each image to train on."""
     store, live, c = workshop.store, workshop.live, tables.examples.c
-    with store.reading() as connection:
-        came = {row.sha256: row.added_at for row in connection.execute(sa.select(c.sha256, c.added_at))}
+    query = sa.select(c.sha256, c.class_id, c.added_at).where(c.role == "training")
+    with store.reading() as connection:  # those that were deleted too, as most are once learned: they did wait
+        rows = connection.execute(query).all()
     out = withdrawn.ids(store, live)
     waiting = {one.sha256 for one in examples.waiting(workshop, live) if one.class_id not in out}
-    for one in examples.kept(store):
-        arrived = times.unix(came[one.sha256])
-        if one.role != "training":
-            continue
-        if one.sha256 in waiting:
+    for row in rows:
+        arrived = times.unix(row.added_at)
+        if row.sha256 in waiting:
             yield arrived, float("inf")
             continue
-        learned = (begun.at for begun in increments if begun.at >= arrived and one.class_id in begun.classes)
+        learned = (begun.at for begun in increments if begun.at >= arrived and row.class_id in begun.classes)
         yield arrived, next(learned, arrived)  # of a base, or of a class that is out: it never waited
 
 

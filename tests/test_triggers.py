@@ -12,7 +12,7 @@ from parts_operator import files, serving
 from parts_rollout import add, prepared
 
 from lifelist import Client
-from lifelist.deploy import rollout, tables, triggers, verdicts
+from lifelist.deploy import examples, rollout, tables, triggers, verdicts
 from lifelist.deploy.cli import main
 from lifelist.deploy.settings import GateCheck
 from lifelist.deploy.sources import load
@@ -185,6 +185,19 @@ def test_the_dry_run_says_what_would_have_happened_and_starts_nothing(tmp_path: 
     assert days() == []
     assert workshop.store.open_rollouts() == []
     assert not notices.told(workshop.store, kinds=("trigger",))
+
+
+def test_the_dry_run_knows_of_images_that_waited_and_were_deleted_once_learned(tmp_path: Path) -> None:
+    workshop = prepared(tmp_path, memory_total=6)
+    moved(workshop, 10 * DAY)
+    add(workshop, ["blue"], count=20)
+    moved(workshop, 5 * DAY)
+    rollout.start(workshop)
+    assert rollout.carry_all(workshop)[-1].state == "done"
+    kept = [one for one in examples.kept(workshop.store) if one.role == "training" and one.class_id == 3]
+    assert len(kept) < 10
+    first = dry_run(workshop, options(pending_images=10, min_distance_h=0), time.time())[0]
+    assert (first.decision.starts, first.waiting) == (True, 14)
 
 
 def test_the_dry_run_knows_when_alarms_stood_and_answers_looked_unknown(tmp_path: Path) -> None:
