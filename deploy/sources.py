@@ -75,7 +75,8 @@ class Key:
         try:
             return json.loads(text)
         except ValueError as error:
-            raise BadSetting(f"{self.name} should be JSON, not {text!r}: {error}") from error
+            given = "what is given" if self.is_secret else repr(text)
+            raise BadSetting(f"{self.name} should be JSON, not {given}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,9 @@ def _line(problem: Any, sources: Mapping[str, str]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     key = next((known for known in sources if name == known or name.startswith(f"{known}.")), name)
     rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    given = "what is given" if name.endswith(".secret") else repr(problem["input"])
+    whole = isinstance(problem["input"], Mapping | list | tuple)  # of a webhook, say, with its secret in it
+    may_be_secret = name.endswith(".secret") or (whole and key in keys() and keys()[key].is_secret)
+    given = "what is given" if may_be_secret else repr(problem["input"])
     return f"{name} {rule}, not {given} (from {sources.get(key, 'the settings')})"
 
 

@@ -205,3 +205,19 @@ def test_a_password_in_a_url_is_not_shown(tmp_path: Path) -> None:
         shown = subprocess.run([*command, *form], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
         assert "postgresql+psycopg://u:***@h/db" in shown
         assert "hush" not in shown
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        [{"url": "http://127.0.0.1/a", "secret": "very-secret-indeed"}] * 2,
+        [{"secret": "very-secret-indeed"}],
+        [{"url": "http://127.0.0.1/a", "secret": "very-secret-indeed", "kind": "swap"}],
+        "very-secret-indeed",
+    ],
+)
+def test_what_is_wrong_with_a_webhook_is_told_without_its_secret(hooks: object, tmp_path: Path) -> None:
+    text = hooks if isinstance(hooks, str) else json.dumps(hooks)
+    with pytest.raises(BadSetting, match="webhooks") as refused:
+        load([], {"LIFELIST_WEBHOOKS": text}, tmp_path)
+    assert "very-secret" not in str(refused.value)
