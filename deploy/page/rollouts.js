@@ -88,11 +88,11 @@ export function drawVersions(found, may, moved) {
   const rows = [...found.versions].reverse().map((one) => el("tr", { class: one.version === found.live ? "live" : undefined, "data-version": one.version },
     el("th", { scope: "row" }, String(one.version), one.version === found.live && el("span", { class: "tag good" }, "live"), one.version === previous && el("span", { class: "tag" }, "previous")),
     el("td", {}, one.kind), el("td", {}, one.method), el("td", { class: "n" }, count(one.classes)), el("td", {}, one.passed ? "passed" : el("span", { class: "tag bad" }, "refused")), el("td", {}, when(one.created_at)),
-    may ? el("td", {}, one.version === found.live ? "" : el("button", { "data-key": `promote-${one.version}`, onclick: () => promote(one, found.live, moved) }, "promote")) : null));
+    may ? el("td", { class: "act" }, one.version === found.live ? "" : el("button", { "data-key": `promote-${one.version}`, onclick: () => promote(one, found.live, moved) }, "promote")) : null));
   const head = ["version", "kind", "method", "classes", "gate", "made"];
   fill($("versions"), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "versions" },
     el("table", {}, el("caption", { class: "quiet-to-eyes" }, "All versions, the latest first"),
-      el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col", class: name === "classes" ? "n" : undefined }, name)), may ? el("th", { scope: "col" }, el("span", { class: "quiet-to-eyes" }, "action")) : null)),
+      el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col", class: name === "classes" ? "n" : undefined }, name)), may ? el("th", { scope: "col", class: "act" }, el("span", { class: "quiet-to-eyes" }, "action")) : null)),
       el("tbody", {}, rows))));
   const back = $("roll-back");
   back.hidden = !may || previous === null;
