@@ -106,7 +106,8 @@ def quality_confusions(
 ) -> Confusions:
     """Which classes a version, live unless given, takes for which others, most images first.
 
-    Gate images are counted by the day, so that the day of `since` is in it as a whole.
+    Gate images are counted by the day, so that the days of `since` and `until` are in it as wholes; each counts once,
+    however often it was probed.
     """
     asked, live = _asked(since, until), _live(workshop)
     of_version = live if version is None else workshop.registry.manifest(version)
@@ -128,7 +129,12 @@ def quality_confusions(
         for one in confusions.worst(counts, limit)
     ]
     right = sum(images for (truth, predicted), images in counts.items() if truth == predicted)
-    totals = {"version": of_version.version, "source": source, "images": sum(counts.values()), "right": right}
+    totals = {
+        "version": of_version.version,
+        "source": source,
+        "images": round(sum(counts.values())),
+        "right": round(right),
+    }
     between = {"since": times.text(asked.since), "until": times.text(asked.until)}
     return cast(Confusions, {**between, **totals, "pairs": pairs})
 

@@ -146,10 +146,10 @@ def judged(workshop: Workshop, of: Manifest, begins: float, ends: float, *, loss
             for class_id, share in right.items():
                 n = max(1, int(6 * images / len(right)))
                 found.append(_figure(stretch(at, HOUR), HOUR, of.version, source, "class", class_id, n, share, random))
-    ids = list(right)
+    ids, rounds = list(right), len(np.arange(begins, ends, 600.0))
     confused = [
         {"at": stretch(ends - 1, DAY), "version": of.version, "source": "probe", "truth": truth, "predicted": predicted,
-         "images": int(n)}
+         "images": int(n) * rounds}
         for truth, predicted, n in _confused(ids, right, random)
     ]  # fmt: skip
     with workshop.store.writing() as connection:

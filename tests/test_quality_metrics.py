@@ -16,7 +16,7 @@ from lifelist.deploy.store import Store
 from lifelist.exporter import confidence
 from lifelist.exporter.manifest import BiasCorrection
 from lifelist.exporter.registry import Registry
-from lifelist.monitoring import feedback, figures, notices, probe, tables, times
+from lifelist.monitoring import confusions, feedback, figures, notices, probe, tables, times
 from lifelist.monitoring.database import put
 from lifelist.monitoring.figures import HOUR, Figure, stretch
 from lifelist.monitoring.intervals import Share
@@ -325,3 +325,18 @@ def test_the_page_names_every_metric_that_the_operator_adds(
     names = {f"{family.name}{'_total' if family.type == 'counter' else ''}" for family in page.collect()}
     assert len(names) > 35
     assert {name for name in names if f"`{name}" not in text} == set()
+
+
+def test_probes_of_the_same_images_again_and_again_confuse_no_more_than_one(store: Store, registry: Registry) -> None:
+    said = [Probed(GateImage(f"{k:064}", 4 if k < 10 else 0), 2, 0 if k % 5 else 4) for k in range(30)]
+    for k in range(12):
+        probe.record(store, registry, said, NOW + 300 * k)
+    found = confusions.found(store, registry, NOW - HOUR, NOW + 2 * HOUR, 2, "probe")
+    assert found == {(4, 4): 2, (4, 0): 8, (0, 4): 4, (0, 0): 16}
+    worst = confusions.worst(found, 10)
+    assert [(one.truth, one.predicted, one.images, one.share) for one in worst] == [
+        (4, 0, 8, Share.of(8, 10)), (0, 4, 4, Share.of(4, 20)),
+    ]  # fmt: skip
+    bias = confusions.bias(found, {4})
+    assert bias == confusions.Bias(30, 10 / 30, Share.of(6, 30))
+    assert confusions.bias({(0, 0): 16.0}, {4}) is None
