@@ -1,6 +1,7 @@
 """The page at /dashboard in a real Chromium: its figures are the API's, it follows what happens, and stays smooth."""
 
 import io
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -222,6 +223,21 @@ def test_traffic_on_the_page_is_what_the_counters_gained(site: Server, page: Pag
     for (share, upto), expected in counts.items():
         found = page.run(f"import('/dashboard/traffic.js').then(m => m.quantile({share}, {upto}))")
         assert found == (expected if expected is None else pytest.approx(expected))
+
+
+@needs_chromium
+def test_a_line_breaks_where_another_version_answered_in_between(site: Server, page: Page) -> None:
+    def runs(*points: tuple[int, int]) -> list[list[int]]:
+        """Of (minute, version): the minutes of each run."""
+        figures = [{"at": f"2026-11-28T12:{at:02}:00Z", "version": of, "ratio": 1, "images": 1} for at, of in points]
+        script = f"import('/dashboard/charts.js').then(m => m.runs({json.dumps(figures)}))"
+        found = page.run(f"{script}.then(all => all.map(run => run.map(p => new Date(p.at).getMinutes())))")
+        assert isinstance(found, list)
+        return found
+
+    assert runs((0, 1), (1, 1), (1, 2), (2, 2), (9, 2)) == [[0, 1], [1, 2, 9]]
+    assert runs((0, 1), (5, 2), (6, 2), (9, 1), (10, 1)) == [[0], [5, 6], [9, 10]]  # it was gone back to
+    assert runs((0, 1), (0, 2), (1, 1), (1, 2)) == [[0, 1], [0, 1]]  # both, at the same time
 
 
 @needs_chromium

@@ -1,6 +1,6 @@
 // Lines over time, with bands of uncertainty and marks, as SVG; a table of the same figures stands behind each chart.
 
-import { clock, el, svg, table } from "./dom.js";
+import { clock, count, el, svg, table } from "./dom.js";
 
 const HIGH = 200, LEFT = 46, RIGHT = 16, TOP = 16, BOTTOM = 24; // pixels
 
@@ -59,6 +59,21 @@ export function chart(figure, { title, series, marks = [], from, to, show, range
   const open = figure.querySelector("details")?.open;
   figure.replaceChildren(legend(series), picture, said, behind(title, series, show, open));
   if (hadFocus) picture.focus();
+}
+
+// Figures of /v1/quality/curve as runs: one for each version, and another where some other version answered in between.
+export function runs(figures) {
+  const points = figures.map((p) => ({ version: p.version, at: Date.parse(p.at), value: p.ratio, low: p.low, high: p.high, note: `n ${count(p.images)}, version ${p.version}` }));
+  const latest = new Map(), found = []; // version → its run
+  for (const p of points) {
+    const run = latest.get(p.version), before = run?.at(-1).at;
+    if (run && !points.some((other) => other.version !== p.version && other.at > before && other.at < p.at)) run.push(p);
+    else {
+      latest.set(p.version, [p]);
+      found.push(latest.get(p.version));
+    }
+  }
+  return found;
 }
 
 const told1 = (p, show) => `${show(p.value)}${p.low === undefined ? "" : ` (${show(p.low)} … ${show(p.high)})`}${p.note ? `, ${p.note}` : ""}`;

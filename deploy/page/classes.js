@@ -1,6 +1,6 @@
 // The table of classes. It may have thousands of rows: only those in sight are in the page.
 
-import { bar, chart } from "./charts.js";
+import { bar, chart, runs } from "./charts.js";
 import { get, picture } from "./api.js";
 import { $, between, count, el, percent, signed } from "./dom.js";
 
@@ -130,14 +130,13 @@ export class ClassTable {
     const figure = $("chart-class");
     delete figure.dataset.drawn;
     const curve = await get("v1/quality/curve", { since: this.span, group: "class", class_id: row.id });
-    const runs = {};
-    for (const p of curve.points) if (p.source === this.source && p.ratio !== null) (runs[p.version] ??= []).push({ at: Date.parse(p.at), value: p.ratio, low: p.low, high: p.high, note: `n ${count(p.images)}, version ${p.version}` });
+    const found = curve.points.filter((p) => p.source === this.source && p.ratio !== null);
     chart(figure, { title: `Recall of ${row.name}`, from: Date.parse(curve.since), to: Date.parse(curve.until), show: (v) => percent(v, 0), range: [0, 1],
-      series: [{ name: "recall", colour: "one", runs: Object.values(runs) }], empty: "Nothing of this class in this time." });
+      series: [{ name: "recall", colour: "one", runs: runs(found) }], empty: "Nothing of this class in this time." });
     const place = $("class-exemplars");
     place.replaceChildren();
-    const found = this.kept.has(row.id) && (await strip(this.version, row.id, 12));
-    if (found) place.append(el("img", { src: found, alt: `the best exemplars of ${row.name}` }));
+    const strips = this.kept.has(row.id) && (await strip(this.version, row.id, 12));
+    if (strips) place.append(el("img", { src: strips, alt: `the best exemplars of ${row.name}` }));
   }
 }
 

@@ -1,6 +1,6 @@
 // How right the answers are: now, over time, old classes against new, bias to new classes, confusions, drift, alarms.
 
-import { bar, chart } from "./charts.js";
+import { bar, chart, runs } from "./charts.js";
 import { $, ago, between, count, el, fill, number, percent, table, when } from "./dom.js";
 
 export const SOURCES = {
@@ -44,13 +44,7 @@ function cell(figure, source) {
 // curve: GET /v1/quality/curve. A line for each source and version; the line breaks where another version answers.
 export function drawCurves(curve, marks, source) {
   const from = Date.parse(curve.since), to = Date.parse(curve.until);
-  const lines = (group, one) => {
-    const runs = {};
-    for (const p of curve.points)
-      if (p.source === one && p.group === group && p.ratio !== null)
-        (runs[p.version] ??= []).push({ at: Date.parse(p.at), value: p.ratio, low: p.low, high: p.high, note: `n ${count(p.images)}, version ${p.version}` });
-    return Object.values(runs);
-  };
+  const lines = (group, one) => runs(curve.points.filter((p) => p.source === one && p.group === group && p.ratio !== null));
   const within = { marks, from, to, show: share, empty: "Nothing was judged, probed or estimated in this time yet." };
   const all = Object.entries(SOURCES).map(([one, [name, colour]]) => ({ name, colour, runs: lines("all", one) }));
   chart($("chart-accuracy"), { ...within, title: "Share of right answers, by source", series: all, range: [lowest(all), 1] });
