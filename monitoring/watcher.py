@@ -161,9 +161,9 @@ class Watcher:
             del self._windows[key]
 
     def _told(self, ref: Ref) -> int:
-        """The generation of `live` that was told of last; at the very first look, where it stands."""
+        """The generation of `live` that was told of last. Before any notice of a swap only the latest one is news."""
         last = notices.told(self.database, limit=1, kinds=("swap",))
-        return int(last[0].data["generation"]) if last else ref.generation
+        return int(last[0].data["generation"]) if last else ref.generation - 1
 
     @property
     def live(self) -> Manifest | None:

@@ -165,6 +165,23 @@ def test_a_version_that_harms_old_classes_is_named_by_the_first_probe(world: Wor
     assert [kind for kind, _ in told(world)].count("cleared") >= 1
 
 
+def test_swaps_that_went_by_while_nobody_watched_are_told_by_the_next_watcher(world: World) -> None:
+    workshop, first = world.workshop, watcher(world)
+    first.look(NOON)
+    assert "swap" not in {kind for kind, _ in told(world)}
+    live = workshop.live
+    assert live is not None
+    numbers = [broken(workshop, live).version for _ in range(3)]
+    workshop.swap(numbers[0], 1)
+    watcher(world).look(NOON + 10)  # the first notice of a swap that there is
+    assert [version for kind, version in told(world) if kind == "swap"] == numbers[:1]
+    for generation, number in enumerate(numbers[1:], 2):
+        workshop.swap(number, generation)
+    for at in (20, 30):
+        watcher(world).look(NOON + at)
+    assert [version for kind, version in told(world) if kind == "swap"] == numbers
+
+
 def test_probes_that_are_not_answered_are_told_once(world: World) -> None:
     looks = watcher(world, probe_every_s=10)
     world.down = True
