@@ -32,9 +32,11 @@ LIMITS = ServingOptions(
 class Site:
     """A replica and an event loop that it runs on; `post` is a client."""
 
-    def __init__(self, registry: Registry, options: ServingOptions = LIMITS, guard: Guard = OPEN) -> None:
+    def __init__(
+        self, registry: Registry, options: ServingOptions = LIMITS, guard: Guard = OPEN, watched: bool = True
+    ) -> None:
         self.loop = asyncio.new_event_loop()
-        self.replica = Replica("one", registry, options, KEY, guard)
+        self.replica = Replica("one", registry, options, KEY, guard, watched)
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         async def asked() -> httpx.Response:
@@ -165,6 +167,14 @@ def test_a_tensor_of_another_size_is_fitted_as_an_image_is(site: Site) -> None:
     as_tensor = site.post("?shape=64,48,3&top_k=3", content=large.tobytes()).json()
     as_image = site.post("?top_k=3", content=encoded(large)).json()
     assert as_tensor["images"][0]["classes"] == as_image["images"][0]["classes"]
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_only_a_replica_that_is_watched_keeps_a_sample_of_its_answers(registry: Registry, watched: bool) -> None:
+    site = Site(registry, watched=watched)
+    assert site.post(content=bird(0)).status_code == 200
+    assert [one.answered for one in site.replica.observed.take()] == ([1] if watched else [])
+    site.close()
 
 
 def test_top_k_is_as_many_as_there_are_at_most_and_five_unless_told(site: Site) -> None:
