@@ -25,10 +25,10 @@ from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry, Remembering
 from lifelist.monitoring import classes, feedback, notices, quality, tables, times
 from lifelist.monitoring.figures import DAY, NONE, Figure
+from lifelist.monitoring.options import KINDS
 from lifelist.serving.metrics import OTHER
 
 OUTCOMES = (*get_args(feedback.Outcome), *feedback.OTHERWISE)
-KINDS = ("swap", "alarm", "cleared", "rollback")  # of notices: counted from 0
 LAG = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400, 90 * 86_400)  # seconds
 HOLDS = 20  # times as long as it took to find out, what is said of classes holds: there may be many
 
@@ -63,7 +63,7 @@ class Quality(Collector):
         )
         for outcome in OUTCOMES:
             self.labels.labels(outcome)
-        self._notices = Counter(dict.fromkeys(KINDS, 0))
+        self._notices = Counter(dict.fromkeys(KINDS, 0))  # a counter that begins at 1 has not increased
         self._noticed = next((one.id for one in notices.told(store, limit=1)), 0)
         self._classes: tuple[float, int, list[Metric]] = (0.0, 0, [])  # until when, of which version, what is said
         self.calibration_error = functools.lru_cache(8)(self._calibration_error)

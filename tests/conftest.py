@@ -12,6 +12,7 @@ import pytest
 from parts import tiny_version
 from parts_server import Server, started
 
+from lifelist.deploy.store import Store
 from lifelist.exporter.registry import Registry
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: its threads share two cores with servers here
@@ -52,6 +53,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     config.option.loadscopereorder = False
     return Scheduling(config, log)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A new database."""
+    return Store(f"sqlite:///{tmp_path / 'lifelist.db'}")
 
 
 @pytest.fixture(scope="session")

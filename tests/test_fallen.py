@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from parts_rollout import NAMES, add, learn, settings
+from parts_watching import label, values
+from prometheus_client import CollectorRegistry
 from test_watcher import NOON, World, told, watcher
 
 from lifelist.deploy import enrol, withdrawn
+from lifelist.deploy.quality import Quality
 from lifelist.deploy.workshop import Workshop, open_workshop
 from lifelist.exporter import answering, index, session
 from lifelist.exporter.errors import Moved, Unavailable
@@ -17,7 +20,6 @@ from lifelist.exporter.manifest import Manifest
 from lifelist.monitoring import fallen, feedback, intervals, notices
 from lifelist.monitoring.intervals import Change, Share
 from lifelist.monitoring.watcher import Outside, Watcher
-from lifelist.serving.prediction import Prediction
 
 
 @pytest.fixture
@@ -70,10 +72,13 @@ def harm(world: World, looks: Watcher, at: float) -> int:
 
 
 def test_a_version_that_a_probe_finds_worse_is_rolled_back_and_says_so(world: Acting) -> None:
+    page = CollectorRegistry()
+    Quality(world.workshop.store, world.workshop.registry, page)
     looks = watcher(world, rollback="on")
     looks.look(NOON)
     bad = harm(world, looks, time.time())
     assert live(world) == 1
+    assert values(page, "lifelist_notices_total")["rollback",] == 1  # the alert LifelistRolledBack asks for it
     kinds = [kind for kind, version in told(world) if version == bad]
     assert kinds.count("rollback") == 1
     notice = next(one for one in notices.told(world.workshop.store) if one.kind == "rollback")
@@ -199,12 +204,14 @@ def test_a_rollback_that_fails_raises_an_alarm_and_is_made_as_soon_as_it_can_be(
     assert "rollback.failed" not in {one.name for one in notices.alarms(world.workshop.store) if one.state == "raised"}
 
 
-def label(world: World, version: int, right: int, wrong: int, at: float, audited: bool = False, via: str = "") -> None:
+def labelled(
+    world: World, version: int, right: int, wrong: int, at: float, audited: bool = False, via: str = ""
+) -> None:
     """Labels of answers that a version gave, all sent at once."""
+    weight, store = 10.0 if audited else 0.0, world.workshop.store
     for number in range(right + wrong):
-        made = Prediction(version, 1, "linear", at, 10.0 if audited else 0.0)
-        truth = 1 if number < right else 2
-        feedback.record(world.workshop.store, f"{version}-{at}-{audited}-{via}-{number}", made, truth, 90, at, via)
+        name, truth = f"{version}-{at}-{audited}-{via}-{number}", 1 if number < right else 2
+        label(store, name, version, 1, truth, at, weight=weight, via=via)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +235,8 @@ def test_labels_that_come_after_a_swap_decide_by_their_interval(
     shop.swap(now.version, 1)
     swapped = shop.registry.history("live")[-1]
     at = fallen.times.unix(swapped.at)
-    label(world, 1, *labels[:2], at - 30)
-    label(world, now.version, *labels[2:], at + 30)
+    labelled(world, 1, *labels[:2], at - 30)
+    labelled(world, now.version, *labels[2:], at + 30)
     looks.look(at + 60)
     assert live(world) == (1 if rolled_back else now.version)
 
@@ -243,13 +250,13 @@ def test_the_audit_comes_before_all_labels_and_a_review_does_not_count(world: Ac
     now = shop.registry.publish(replace(before, version=0, kind="change", parent=1), {}, reuse=before.files)
     shop.swap(now.version, 1)
     at = fallen.times.unix(shop.registry.history("live")[-1].at)
-    label(world, 1, 95, 5, at - 30)
-    label(world, now.version, 95, 5, at + 20)
-    label(world, now.version, 0, 80, at + 20, via=feedback.REVIEW)  # the hard ones, asked for
+    labelled(world, 1, 95, 5, at - 30)
+    labelled(world, now.version, 95, 5, at + 20)
+    labelled(world, now.version, 0, 80, at + 20, via=feedback.REVIEW)  # the hard ones, asked for
     looks.look(at + 60)
     assert live(world) == now.version
-    label(world, 1, 95, 5, at - 30, audited=True)
-    label(world, now.version, 40, 60, at + 20, audited=True)
+    labelled(world, 1, 95, 5, at - 30, audited=True)
+    labelled(world, now.version, 40, 60, at + 20, audited=True)
     looks.look(at + 120)
     assert live(world) == 1
     assert next(one for one in notices.told(shop.store) if one.kind == "rollback").data["source"] == "audit"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from parts import BIRDS, tiny_version
+from parts_watching import label
 
 from lifelist.deploy.store import Store
 from lifelist.exporter.errors import BadInput
@@ -15,11 +16,6 @@ from lifelist.monitoring.options import MonitoringOptions
 from lifelist.serving.prediction import Prediction
 
 NOON = 1_800_000_000.0  # 2027-01-15, 08:00
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path / 'lifelist.db'}")
 
 
 @pytest.fixture
@@ -34,8 +30,7 @@ def registry(tmp_path: Path) -> Registry:
 def say(
     store: Store, prediction_id: str, version: int, predicted: int, truth: int, at: float = NOON, weight: float = 0.0
 ) -> bool:
-    made = Prediction(version, predicted, "linear", at, weight)
-    return feedback.record(store, prediction_id, made, truth, label_days=90, at=at + 60)
+    return label(store, prediction_id, version, predicted, truth, at, after_s=60, weight=weight)
 
 
 def sums(store: Store, registry: Registry, source: str = "feedback") -> dict[tuple[int, str], tuple[float, float]]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from parts import BIRDS, tiny_version
+from parts_watching import label, values
 from prometheus_client import CollectorRegistry
 
 from lifelist.deploy.progress import Progress
@@ -16,19 +17,14 @@ from lifelist.deploy.store import Store
 from lifelist.exporter import confidence
 from lifelist.exporter.manifest import BiasCorrection
 from lifelist.exporter.registry import Registry
-from lifelist.monitoring import confusions, feedback, figures, notices, probe, tables, times
+from lifelist.monitoring import confusions, figures, notices, probe, tables, times
 from lifelist.monitoring.database import put
 from lifelist.monitoring.figures import HOUR, Figure, stretch
 from lifelist.monitoring.intervals import Share
+from lifelist.monitoring.options import KINDS
 from lifelist.monitoring.probe import GateImage, Probed
-from lifelist.serving.prediction import Prediction
 
 NOW = time.time()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path / 'lifelist.db'}")
 
 
 @pytest.fixture
@@ -43,16 +39,6 @@ def registry(tmp_path: Path) -> Registry:
 @pytest.fixture
 def page() -> CollectorRegistry:
     return CollectorRegistry()
-
-
-def values(page: CollectorRegistry, name: str) -> dict[tuple[str, ...], float]:
-    """The samples of a metric, by the values of their labels."""
-    return {
-        tuple(sample.labels.values()): sample.value
-        for family in page.collect()
-        for sample in family.samples
-        if sample.name == name
-    }
 
 
 def seen(store: Store, version: int, source: Any, images: dict[int, tuple[int, int]]) -> None:
@@ -112,17 +98,14 @@ def test_gate_images_that_are_probed_again_are_no_more_images(
 def test_labels_count_for_recall_too_and_are_looked_at_again_after_a_while(
     store: Store, registry: Registry, page: CollectorRegistry
 ) -> None:
-    def label(name: str, predicted: int, truth: int) -> None:
-        feedback.record(store, name, Prediction(2, predicted, "linear", NOW - 5, 10.0), truth, 90, NOW)
-
     for k in range(4):
-        label(f"p{k}", 0, 0 if k else 1)
+        label(store, f"p{k}", 2, 0, 0 if k else 1, NOW - 5, weight=10.0)
     patient, eager = CollectorRegistry(), page
     Quality(store, registry, patient, holds=1e6), Quality(store, registry, eager, holds=0)
     for one in (patient, eager):
         assert values(one, "lifelist_class_recall_ratio")["0", "audit"] == 1.0
         assert values(one, "lifelist_class_recall_ratio")["1", "feedback"] == 0.0
-    label("p9", 1, 1)
+    label(store, "p9", 2, 1, 1, NOW - 5, weight=10.0)
     assert values(eager, "lifelist_class_recall_ratio")["1", "feedback"] == 0.5
     assert values(patient, "lifelist_class_recall_ratio")["1", "feedback"] == 0.0
 
@@ -184,7 +167,7 @@ def test_notices_are_counted_from_the_start_of_the_process_and_never_fall(
 ) -> None:
     notices.tell(store, "swap", "before it began")
     Quality(store, registry, page)
-    assert values(page, "lifelist_notices_total") == {(kind,): 0 for kind in ("swap", "alarm", "cleared", "rollback")}
+    assert values(page, "lifelist_notices_total") == {(kind,): 0 for kind in KINDS}
     for kind in ("swap", "swap", "rollback"):
         notices.tell(store, kind, "after")
     assert values(page, "lifelist_notices_total")["swap",] == 2
@@ -198,9 +181,9 @@ def test_notices_are_counted_from_the_start_of_the_process_and_never_fall(
 def test_an_audited_answer_that_is_labelled_twice_counts_once(
     store: Store, registry: Registry, page: CollectorRegistry
 ) -> None:
-    made, quality = Prediction(2, 0, "linear", NOW - 5, 10.0), Quality(store, registry, page)
+    quality = Quality(store, registry, page)
     for truth in (0, 1):
-        feedback.record(store, "p", made, truth, 90, NOW)
+        label(store, "p", 2, 0, truth, NOW - 5, weight=10.0)
         quality.labelled("p", "correct", 5.0, audit=True)
     assert values(page, "lifelist_audit_labelled_total") == {(): 1}
     assert values(page, "lifelist_feedback_total")["correct",] == 2

@@ -70,11 +70,6 @@ def receiver() -> Iterator[Receiver]:
     server.server_close()
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path / 'lifelist.db'}")
-
-
 def hook(url: str, *kinds: str) -> Webhook:
     return Webhook(url=url, secret=SECRET, kinds=kinds)  # type: ignore[arg-type]
 
