@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, cast
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
 from lifelist.client.answers import (
     AlarmList,
@@ -45,20 +45,27 @@ SourceName = Literal["feedback", "audit", "probe", "estimated"]
 VersionNumber = Annotated[int | None, Query(ge=1, le=LARGEST)]
 
 
-@routes.get("/v1/quality")
-def quality_of(
-    workshop: With,
+def _wanted(
     since: Moment = "24h",
     until: Moment | None = None,
     group: GroupName | None = None,
     source: SourceName | None = None,
     version: VersionNumber = None,
-) -> QualityOf:
+) -> Asked:
+    """Which figures: the parameters that /v1/quality and its curve have in common."""
+    return _asked(since, until, group, source, version)
+
+
+Wanted = Annotated[Asked, Depends(_wanted)]
+
+
+@routes.get("/v1/quality")
+def quality_of(workshop: With, asked: Wanted) -> QualityOf:
     """How right the answers of a time were: by the version that gave them, by source, of all, old and new classes.
 
     `group=class` has a row for each class: its recall. Where an estimate may be wrong, `doubts` says why.
     """
-    asked, live = _asked(since, until, group, source, version), _live(workshop)
+    live = _live(workshop)
     found = quality.totals(workshop.store, workshop.registry, asked)
     begins, ends = times.text(asked.since), times.text(asked.until)
     return {
@@ -72,18 +79,14 @@ def quality_of(
 
 @routes.get("/v1/quality/curve")
 def quality_curve(
-    workshop: With,
-    since: Moment = "24h",
-    until: Moment | None = None,
-    group: GroupName | None = None,
-    source: SourceName | None = None,
-    version: VersionNumber = None,
-    class_id: Annotated[int | None, Query(ge=0, le=LARGEST)] = None,
+    workshop: With, asked: Wanted, class_id: Annotated[int | None, Query(ge=0, le=LARGEST)] = None
 ) -> QualityCurve:
     """The same figures stretch by stretch, at most some hundred of them. `class_id`: of one class, with group=class."""
-    if class_id is not None and group != "class":
-        raise BadInput("class_id is one of group=class; give both")
-    asked, live = _asked(since, until, group, source, version, class_id), _live(workshop)
+    if class_id is not None:
+        if asked.groups != ("class",):
+            raise BadInput("class_id is one of group=class; give both")
+        asked = replace(asked, classes=(class_id,))
+    live = _live(workshop)
     rows = _shown(workshop, quality.curve(workshop.store, workshop.registry, asked), live)
     points = [cast(Point, {"at": at, **row}) for at, row in rows]
     return {
@@ -203,10 +206,7 @@ def noticed(
     return {"notices": [cast(NoticeRow, asdict(one)) for one in notices.told(workshop.store, after, limit)]}
 
 
-def _asked(
-    since: str, until: str | None, group: Any = None, source: Any = None, version: int | None = None,
-    class_id: int | None = None,
-) -> Asked:  # fmt: skip
+def _asked(since: str, until: str | None, group: Any = None, source: Any = None, version: int | None = None) -> Asked:
     now = time.time()
     begins, ends = times.moment(since, now), now if until is None else times.moment(until, now)
     if begins >= ends:
@@ -217,7 +217,6 @@ def _asked(
         groups=("all", "old", "new", "unseen") if group is None else (group,),
         sources=None if source is None else (source,),
         versions=None if version is None else (version,),
-        classes=None if class_id is None else (class_id,),
     )
 
 

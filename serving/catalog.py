@@ -93,7 +93,8 @@ def app(catalog: Catalog) -> FastAPI:
 
 async def known_parameters(request: Request) -> None:
     """BadInput for a query parameter that the route does not declare, or that is given twice."""
-    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    route = request.scope["route"].dependant
+    known = [parameter.alias for part in (route, *route.dependencies) for parameter in part.query_params]
     given = [name for name, _ in request.query_params.multi_items()]
     for name in given:
         if name not in known:
