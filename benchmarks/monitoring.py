@@ -22,7 +22,7 @@ from lifelist.benchmarks import trained
 from lifelist.benchmarks.corruptions import CORRUPTIONS, SEVERITIES, Corruption, decoders
 from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.protocols import order
-from lifelist.benchmarks.trained import TEST, Around, sorted_into_roles
+from lifelist.benchmarks.trained import TEST, Around, base_options, sorted_into_roles
 from lifelist.exporter import session
 from lifelist.exporter.errors import BadInput
 from lifelist.exporter.fold import Floats
@@ -38,7 +38,7 @@ from lifelist.serving.observed import Observations
 from lifelist.training import experiment
 from lifelist.training.data import GATE, TRAINING, Dataset, Images, read
 from lifelist.training.job import Learned
-from lifelist.training.loop import Event, quickest
+from lifelist.training.loop import Event
 from lifelist.training.options import TrainingOptions
 
 LEFT_OUT = 5  # every fifth class is not in the base
@@ -91,16 +91,7 @@ class Asked:
     @property
     def options(self) -> TrainingOptions:
         """Those of the base: the same as of `lifelist bench newclasses`, so that one that is there does for both."""
-        return TrainingOptions(
-            method="wa",
-            schedule="short",
-            epochs=self.epochs,
-            image_size=self.image_size,
-            flip="digits" not in self.data,
-            memory_total=0,
-            precision=quickest(self.device),
-            device=self.device,
-        )
+        return base_options(self.data, self.epochs, self.image_size, self.device)
 
     def increment(self, method: str) -> TrainingOptions:
         """Those of an increment upon it."""

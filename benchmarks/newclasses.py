@@ -18,7 +18,7 @@ import torch
 from lifelist.benchmarks import trained
 from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.protocols import order
-from lifelist.benchmarks.trained import PROVISIONAL_LOSS, TEST, Around, Said, said, sorted_into_roles
+from lifelist.benchmarks.trained import PROVISIONAL_LOSS, TEST, Around, Said, base_options, said, sorted_into_roles
 from lifelist.exporter import session
 from lifelist.exporter.fold import Floats, unit
 from lifelist.exporter.provisional import HeldOut, Provisional
@@ -26,7 +26,7 @@ from lifelist.exporter.registry import Registry
 from lifelist.exporter.unknowns import calibrate, unknown_scores
 from lifelist.training.data import GATE, TRAINING, Dataset, read
 from lifelist.training.job import Class, Learned, Task
-from lifelist.training.loop import Event, quickest, seeded
+from lifelist.training.loop import Event, seeded
 from lifelist.training.options import TrainingOptions
 
 LEFT_OUT = 5  # every fifth class: those that would arrive last
@@ -52,17 +52,8 @@ class Asked:
 
     @property
     def options(self) -> TrainingOptions:
-        """Those of the base. WA's, which holds nothing out: a base is trained in the same way by most methods."""
-        return TrainingOptions(
-            method="wa",
-            schedule="short",
-            epochs=self.epochs,
-            image_size=self.image_size,
-            flip="digits" not in self.data,
-            memory_total=0,
-            precision=quickest(self.device),
-            device=self.device,
-        )
+        """Those of the base."""
+        return base_options(self.data, self.epochs, self.image_size, self.device)
 
 
 def measure(asked: Asked, folder: Path, tell: Tell, on_event: Callable[[Event], None]) -> Facts:

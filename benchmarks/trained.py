@@ -22,7 +22,7 @@ from lifelist.exporter.unknowns import calibrate
 from lifelist.training import increment
 from lifelist.training.data import GATE, Dataset, Images, roles_on_arrival
 from lifelist.training.job import Learned, Task, read_result, write_task
-from lifelist.training.loop import Event, seeded
+from lifelist.training.loop import Event, quickest, seeded
 from lifelist.training.options import TrainingOptions
 
 TEST = 255  # beside the roles of images for training
@@ -63,6 +63,20 @@ def sorted_into_roles(dataset: Dataset, seed: int, *, gate: float, test: float) 
     roles = torch.full(labels.shape, TEST, dtype=torch.uint8)
     roles[~own] = roles_on_arrival(labels[~own], gate=gate, holdout=0.0, generator=lot)
     return roles
+
+
+def base_options(data: str, epochs: int, image_size: int, device: str) -> TrainingOptions:
+    """Those of a base. WA's, which holds nothing out: a base is trained in the same way by most methods."""
+    return TrainingOptions(
+        method="wa",
+        schedule="short",
+        epochs=epochs,
+        image_size=image_size,
+        flip="digits" not in data,
+        memory_total=0,
+        precision=quickest(device),
+        device=device,
+    )
 
 
 def learned(task: Task, place: Path, on_event: Callable[[Event], None]) -> Learned:
