@@ -45,7 +45,7 @@ class Request:
         names = {name.lower() for name, _ in self.headers}
         lines = [self.method + b" " + self.path + b" HTTP/1.1", *(name + b": " + value for name, value in self.headers)]
         if b"host" not in names:
-            lines.append(b"Host: here")
+            lines.append(b"Host: localhost")
         if (
             b"content-length" not in names
             and b"transfer-encoding" not in names

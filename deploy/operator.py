@@ -39,7 +39,7 @@ from lifelist.deploy.quality import Quality
 from lifelist.deploy.records import Rollout
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, LifelistError, Missing, Unavailable
-from lifelist.serving import catalog, oip_routes, openapi
+from lifelist.serving import auth, catalog, oip_routes, openapi
 from lifelist.serving.auth import CALLER, Door, Guarded
 from lifelist.serving.catalog import Catalog, Number
 from lifelist.serving.errors import as_json
@@ -112,7 +112,8 @@ def app(workshop: Workshop, catalog_: Catalog, guard: Guard) -> FastAPI:
     """The whole application of the operator: these routes beside the catalog's."""
     made = catalog.app(catalog_)
     made.add_middleware(uploads.SmallBodies, options=workshop.settings.serving, but_for="/v1/examples")
-    door = Door(guard, workshop.settings.serving.requests_per_second)
+    options = workshop.settings.serving
+    door = Door(guard, options.requests_per_second, auth.names(options))
     made.add_middleware(Guarded, door=door)  # the last added is outermost: it is asked before a body is read
     shown = workshop.settings.serving.metric_classes
     made.state.desk = Desk(workshop, Quality(workshop.store, workshop.registry, catalog_.collectors, shown))

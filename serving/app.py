@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from lifelist.exporter import index
 from lifelist.exporter.errors import Missing
 from lifelist.exporter.registry import Ref, Registry
-from lifelist.serving import classify, direct, infer, metrics
+from lifelist.serving import auth, classify, direct, infer, metrics
 from lifelist.serving.auth import Door
 from lifelist.serving.batcher import Batcher
 from lifelist.serving.body import Intake
@@ -80,7 +80,7 @@ class Replica:
             observed=self.observed,
             repository=Repository(registry, self.replicas, options),
             key=key,
-            door=Door(guard, options.requests_per_second / options.replicas),
+            door=Door(guard, options.requests_per_second / options.replicas, auth.names(options)),
         )
         self.app: ASGIApp = classify.app(self.parts, infer.ROUTES)
 

@@ -1,6 +1,7 @@
 """Who may call which route: one table, and the layer around both applications that holds to it."""
 
 import functools
+import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from lifelist.exporter.errors import Forbidden, LifelistError
 from lifelist.serving.errors import as_json
 from lifelist.serving.keys import PROBE, ROLES, Guard, Role
+from lifelist.serving.options import ServingOptions
 from lifelist.serving.rate import Buckets
 
 ANYONE = "anyone"
@@ -84,16 +86,33 @@ class Door:
     """Who is let in, and how often: `rate` times a second at most for each caller (0: as often as they like).
 
     One for each process, so that calls over HTTP and gRPC count together.
+
+    names: what the server may be called by whoever needs no key; None: anything. Addresses may always be used.
     """
 
-    def __init__(self, guard: Guard, rate: float) -> None:
+    def __init__(self, guard: Guard, rate: float, names: frozenset[str] | None = None) -> None:
         self.guard, self.rate = guard, rate
         self.buckets = Buckets(rate, holds=max(1, rate))
+        self.is_own = functools.lru_cache(64)(functools.partial(_is_one_of, names))
 
     def caller(self, headers: Iterable[tuple[bytes, bytes]], roles: Sequence[Role]) -> str:
         """Who calls: the name of the key, or ANYONE where none is needed. BadKey or Forbidden if it may not."""
         key = self.guard.check(presented(headers), roles)
         return key.name if key else ANYONE
+
+    def check_host(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Forbidden if the server is called by a name that is not its own.
+
+        A page may have its own name lead to loopback once it is loaded (DNS rebinding): for the browser what it asks
+        for is then of the page's own site, and only the name tells. Nothing but browsers is misled, and over HTTP/2
+        without TLS, as gRPC is here, they do not speak.
+        """
+        for name, value in headers:
+            if name == b"host" and not self.is_own(value):
+                raise Forbidden(
+                    f"the server is not called {value[:80].decode('latin-1')!r}; call it localhost, name that in "
+                    "serving.hosts, or present an API key (lifelist keys add)"
+                )
 
     def count(self, caller: str) -> None:
         """One more request of this caller. TooOften if that is too many; probes are few, and always let in."""
@@ -114,6 +133,8 @@ class Guarded:
         if scope["type"] == "http" and (roles := rule(scope["method"], scope["path"])) is not None:
             try:
                 scope[CALLER] = self.door.caller(scope["headers"], roles)
+                if scope[CALLER] == ANYONE:
+                    self.door.check_host(scope["headers"])
                 self.door.count(scope[CALLER])
                 if roles == ("operate",) and scope["method"] != "GET" and _of_another_site(scope["headers"]):
                     raise Forbidden(
@@ -124,6 +145,26 @@ class Guarded:
                 await as_json(Request(scope), error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+def names(options: ServingOptions) -> frozenset[str] | None:
+    """What the server may be called without a key: names of loopback, and those that the settings add; None: anything,
+    since everybody may do everything.
+    """
+    return None if options.allow_anonymous else frozenset(map(str.lower, ("localhost", options.host, *options.hosts)))
+
+
+def _is_one_of(names: frozenset[str] | None, host: bytes) -> bool:
+    """Whether a Host header, with or without a port, is an address or one of these names."""
+    if names is None:
+        return True
+    found = re.fullmatch(r"\[(.*)\](?::\d*)?|([^:]*)(?::\d*)?", host.decode("latin-1").lower())
+    name = (found[1] or found[2]) if found else ""
+    try:
+        ipaddress.ip_address(name)  # no page can have a number lead elsewhere
+    except ValueError:
+        return name in names
+    return True
 
 
 def _of_another_site(headers: Iterable[tuple[bytes, bytes]]) -> bool:

@@ -21,6 +21,9 @@ class ServingOptions(BaseModel):
     allow_anonymous: bool = Field(
         default=False, description="listen beyond loopback although there are no API keys, so that everybody may call"
     )
+    hosts: tuple[str, ...] = Field(
+        default=(), description="names, beside localhost, by which clients may call the server while it needs no key"
+    )
     ray_everywhere: bool = Field(
         default=False, description="Ray listens on all addresses, so that machines which have its token join, to train"
     )

@@ -129,6 +129,10 @@ ROWS = [
     Bad("asked for by a page of another site", "POST", "/v1/rollback", 403,
         "a page of another site may not ask for this through its visitor's browser; use a page of this server's",
         {"headers": {"Sec-Fetch-Site": "cross-site"}}),
+    *[Bad("called by a name that is not the server's", method, path, 403,
+          "the server is not called 'other.example:8000'; call it localhost, name that in serving.hosts, or present an "
+          "API key (lifelist keys add)", {"headers": {"Host": "other.example:8000"}})
+      for method, path in (("POST", "/v1/classify"), ("GET", "/v1/quality"))],
     Bad("wrong method", "DELETE", "/v1/classes", 405, "DELETE does not go with /v1/classes; allowed: GET"),
     Bad("wrong method", "PATCH", "/v1/rollback", 405, "PATCH does not go with /v1/rollback; allowed: POST"),
     Bad("method that HTTP does not know", "FOO", "/v1/classes", 400,
@@ -465,7 +469,7 @@ Every answer from 400 on is JSON, `{{"error": "…"}}`, and says what was wrong 
 | --- | --- |
 | 400 | what was sent cannot be used |
 | 401 | no API key where one is needed, or one that is not known |
-| 403 | an API key that may do other things; a page of another site; a WebSocket |
+| 403 | an API key that may do other things; a page of another site; a name that is not the server's; a WebSocket |
 | 404 | a route, version, class or increment that does not exist |
 | 405 | a method that does not go with the route |
 | 408 | a body that did not arrive in time |

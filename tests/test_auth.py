@@ -28,6 +28,7 @@ from lifelist.serving import grpc as by_grpc
 from lifelist.serving.addresses import is_loopback
 from lifelist.serving.app import Replica
 from lifelist.serving.catalog import Catalog
+from lifelist.serving.options import ServingOptions
 
 x, o = True, False
 ABSENT = {  # of the protocol: 501, and to the operator alone
@@ -237,10 +238,38 @@ def test_a_key_may_come_in_either_header(site: Site, callers: dict[str, dict[str
         assert httpx.post(f"{site.url}/v1/classify", content=bird(0), headers={name: wrong}).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("host", "may"),
+    [("localhost", x), ("LOCALHOST:8000", x), ("127.0.0.1:1", x), ("[::1]:8000", x), ("[::1]", x), ("192.0.2.7", x),
+     ("here.example:8000", x), ("Bound:8000", x),
+     ("other.example", o), ("other.example:8000", o), ("localhost.other.example", o), ("127.0.0.1.other.example", o),
+     ("[other.example]", o), ("127.0.0.1:80:80", o), ("", o)],
+)  # fmt: skip
+def test_without_a_key_a_server_answers_to_its_own_names_alone(host: str, may: bool) -> None:
+    """A page may have its own name lead to loopback, and is then of the same site for a browser."""
+    options = ServingOptions(host="bound", hosts=("Here.example",))
+    door = auth.Door(OPEN, 0, auth.names(options))
+    with contextlib.nullcontext() if may else pytest.raises(Forbidden, match=r"is not called .* serving\.hosts"):
+        door.check_host([(b"accept", b"*/*"), (b"host", host.encode())])
+    auth.Door(OPEN, 0, auth.names(ServingOptions(allow_anonymous=True))).check_host([(b"host", host.encode())])
+
+
+def test_who_presents_a_key_may_call_a_server_anything_and_pages_are_there_for_all(
+    site: Site, callers: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    other = {"Host": "other.example"}
+    assert httpx.get(f"{site.url}/v1/versions", headers=other | callers["read"]).status_code == 200
+    with serving(tmp_path) as unlocked:
+        for method, path in (("GET", "/v1/versions"), ("POST", "/v1/rollback"), ("POST", "/v1/classify")):
+            assert httpx.request(method, unlocked.url + path, headers=other).status_code == 403
+        assert httpx.get(f"{unlocked.url}/v1/health/live", headers=other).status_code == 200
+        assert httpx.get(f"{unlocked.url}/v1/versions").status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/examples", "/v1/feedback"])
 def test_a_caller_without_a_key_is_refused_before_its_body_comes(site: Site, callers: object, path: str) -> None:
     with socket.create_connection(("127.0.0.1", int(site.port)), timeout=20) as connection:
-        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: 1000\r\n\r\n".encode())
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n".encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 

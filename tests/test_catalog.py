@@ -51,7 +51,7 @@ def get(registry: Registry, path: str, method: str = "GET", replicas: Said | Non
 
     async def got() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path)
 
     return asyncio.run(got())

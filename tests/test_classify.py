@@ -41,7 +41,7 @@ class Site:
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         async def asked() -> httpx.Response:
             transport = httpx.ASGITransport(self.replica.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.request(method, path, **request)
 
         return self.loop.run_until_complete(asked())
@@ -60,7 +60,7 @@ class Site:
 
         async def asked() -> list[httpx.Response]:
             transport = httpx.ASGITransport(self.replica.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 waiting = []
                 for body in bodies:
                     waiting.append(asyncio.create_task(client.post("/v1/classify", content=body)))
@@ -395,7 +395,7 @@ def test_a_full_queue_is_a_503_with_retry_after_and_the_rest_is_answered(registr
 
     async def rush() -> list[httpx.Response]:
         transport = httpx.ASGITransport(site.replica.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await asyncio.gather(*(client.post("/v1/classify?shape=4,16,16,3", content=four) for _ in range(12)))
 
     four = tiny_images(4).tobytes()
@@ -422,7 +422,7 @@ def test_a_client_that_leaves_the_queue_frees_its_place_and_is_counted(registry:
 
     async def story() -> list[httpx.Response]:
         transport = httpx.ASGITransport(site.replica.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
 
             def ask() -> "asyncio.Task[httpx.Response]":
                 return asyncio.create_task(
@@ -473,7 +473,7 @@ def test_the_loop_stays_free_while_images_are_decoded(site: Site, monkeypatch: p
 
     async def decoded_beside_the_loop() -> None:
         transport = httpx.ASGITransport(site.replica.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             image = encoded(np.zeros((8, 8, 3), np.uint8))
             task = asyncio.create_task(client.post("/v1/classify", files=[("i", ("a.png", image))]))
             while not task.done():

@@ -177,7 +177,7 @@ class Both:
 
         async def asked() -> httpx.Response:
             transport = httpx.ASGITransport(self.replica.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.post("/v1/classify", files={"images": ("1", data, kind)})
 
         self.seen.clear()

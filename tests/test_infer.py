@@ -382,7 +382,7 @@ def test_statistics_add_up_as_tritons_do(registry: Registry) -> None:
 
     async def at_once() -> None:
         transport = httpx.ASGITransport(site.replica.app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             await asyncio.gather(*(client.post(INFER, json=asked(tiny_images(1))) for _ in range(8)))
 
     site.loop.run_until_complete(at_once())

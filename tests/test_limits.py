@@ -121,7 +121,7 @@ def test_a_head_past_its_limit_is_refused(tight: Server, path: str) -> None:
 def test_a_head_of_more_lines_than_500_is_refused(
     server: Server, path: str, lines: int, statuses: tuple[int, ...]
 ) -> None:
-    top = "".join(["Host: here\r\n", "Connection: close\r\n", *["a:\r\n"] * (lines - 2)])
+    top = "".join(["Host: localhost\r\n", "Connection: close\r\n", *["a:\r\n"] * (lines - 2)])
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(f"GET {path} HTTP/1.1\r\n{top}\r\n".encode())
         assert said(connection)[0] in statuses
@@ -144,7 +144,9 @@ def test_more_than_a_day_holds_is_put_off(tight: Server) -> None:
 
 
 def head(path: str, length: int, kind: str = "application/json") -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n".encode()
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n".encode()
+    )
 
 
 def said(connection: socket.socket) -> tuple[int, str]:
@@ -205,7 +207,7 @@ def test_a_body_that_trickles_in_is_given_up_and_its_connection_closed(tight: Se
     at_once(trickle)
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /v1/classify HT", b"GET /v1/classes HTTP/1.1\r\nHost: here\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/classify HT", b"GET /v1/classes HTTP/1.1\r\nHost: localhost\r\n"])
 def test_a_head_that_does_not_come_is_not_waited_for(tight: Server, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", tight.port), timeout=20) as connection:
         connection.sendall(sent)
@@ -216,7 +218,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(tight: Server, sent: bytes)
 
 def test_a_connection_on_which_nothing_more_is_asked_is_closed(tight: Server) -> None:
     with socket.create_connection(("127.0.0.1", tight.port), timeout=20) as connection:
-        connection.sendall(b"GET /v1/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+        connection.sendall(b"GET /v1/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         began = time.monotonic()
         assert said(connection)[0] == 200
         assert 1 < time.monotonic() - began < 10
@@ -294,7 +296,7 @@ def test_a_thousand_idle_connections_take_nothing_from_one_that_asks(server: Ser
         for k in range(1000):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=20))
             if k % 2:
-                connection.sendall(b"GET /v1/health/live HTTP/1.1\r\nHost: here\r\n\r\n")  # then idle, and kept
+                connection.sendall(b"GET /v1/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")  # then idle, and kept
         http = stack.enter_context(server.http())
         for _ in range(50):
             began = time.monotonic()

@@ -66,7 +66,7 @@ def site(two: Two, registry: Registry) -> Catalog:
 
 async def call(app: object, method: str, path: str, **request: object) -> httpx.Response:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # type: ignore[arg-type]
-    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.request(method, path, **request)  # type: ignore[arg-type]
 
 

@@ -177,7 +177,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent_whole(tmp_path: Path
         port = int(server.port)
         with socket.create_connection(("127.0.0.1", port)) as raw:  # no Content-Length: counted as it arrives
             raw.sendall(
-                b"POST /v1/examples HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n"
+                b"POST /v1/examples HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
                 b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
             )
             with contextlib.suppress(OSError):

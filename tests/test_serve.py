@@ -99,7 +99,7 @@ def test_nothing_answers_in_bare_text_not_even_ray_and_haproxy(server: Server) -
 
 def test_a_body_that_breaks_off_its_chunks_is_refused_in_json_by_haproxy_too(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
-        head = "POST /v1/classify HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+        head = "POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         connection.sendall(f"{head}3\r\nabc\r\n".encode())
         time.sleep(0.5)  # HAProxy has read the head, and what comes now is the body's
         connection.sendall(b"no size\r\n")
