@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from lifelist.benchmarks import trained
 from lifelist.benchmarks.corruptions import CORRUPTIONS, SEVERITIES, Corruption, decoders
@@ -27,7 +28,7 @@ from lifelist.exporter import session
 from lifelist.exporter.errors import BadInput
 from lifelist.exporter.fold import Floats
 from lifelist.exporter.manifest import Manifest
-from lifelist.exporter.preprocess import Pixels
+from lifelist.exporter.preprocess import Pixels, fit
 from lifelist.exporter.registry import Registry
 from lifelist.monitoring import figures, notices, quality
 from lifelist.monitoring.database import Database
@@ -60,7 +61,7 @@ MAY = 0.01  # and one that loses more than this may be named
 QUIET_ALARMS = 2  # at most, over 200 quiet windows
 ERROR = 0.03  # of the estimated accuracy, mean absolute, where its assumptions hold
 
-IMAGES = ("embedding", "confidence", "margin", "unknown", "brightness", "contrast", "sharpness")
+IMAGES = ("embedding", "confidence", "margin", "unknown", "brightness", "contrast", "sharpness", "size")
 
 Facts = dict[str, Any]
 Tell = Callable[[str], None]
@@ -195,13 +196,16 @@ class Server:
 
     def serve(self, images: Pixels, at: float) -> tuple[npt.NDArray[np.int64], Floats]:
         """Images are asked about: the class ids that they are answered, and their logits."""
-        loaded, shown = self.live, self.decoder(images)
+        loaded, side = self.live, images.shape[1]
+        if side != loaded.manifest.preprocess.size:
+            images = np.stack([fit(image, loaded.manifest.preprocess) for image in images])
+        shown = self.decoder(images)
         logits, embedding = loaded.run(shown)
         best = np.array(_best(loaded, logits, embedding))
         kind, ids = loaded.manifest.default_answer, tuple(str(k) for k in range(len(shown)))
-        times = np.full(len(shown), at)
+        times, sides = np.full(len(shown), at), np.full(len(shown), side)
         self.waiting.append(
-            Observations(loaded.version, kind, "fp32", len(shown), ids, times, best, logits, embedding, shown)
+            Observations(loaded.version, kind, "fp32", len(shown), ids, times, best, logits, embedding, shown, sides)
         )
         return best, logits
 
@@ -290,6 +294,12 @@ def _worse(corruption: Corruption, severity: int, images: Pixels, random: np.ran
     return corruption(images, severity, random)
 
 
+def _thumbnails(images: Pixels, random: np.random.Generator) -> Pixels:
+    """N×S×S×3 to half the side; the server makes them as large as they were."""
+    half = images.shape[1] // 2
+    return np.stack([np.asarray(Image.fromarray(image).resize((half, half))) for image in images])
+
+
 def scenarios(world: World) -> list[Scenario]:
     """All that is tried."""
     of_images = tuple(f"drift.{test}." for test in IMAGES)
@@ -309,6 +319,7 @@ def scenarios(world: World) -> list[Scenario]:
     with_unseen |= dict.fromkeys(world.unseen, UNSEEN_SHARE / len(world.unseen))
     with_added = dict.fromkeys((*world.known, *world.added), 1.0)
     found += [
+        Scenario(kind="smaller images", wanted=of_images, change=_thumbnails),
         Scenario(kind="class shares change", wanted=("drift.classes.",), shares=skewed),
         Scenario(kind="an unseen class arrives", wanted=of_images, shares=with_unseen),
         Scenario(kind="classes are enrolled", shares=with_added, version=ENROLLED_BY),

@@ -163,5 +163,5 @@ def _held_out(model: bytes, images: Images, found: Learned) -> HeldOut:
         batch = np.ascontiguousarray(shown.pixels[k : k + BATCH].numpy())
         parts.append(graph_session.run([LOGITS, EMBEDDING], {INPUT: batch}))
     logits, embedding = (np.concatenate(part) for part in zip(*parts, strict=True))
-    rows = np.array(found.class_ids)
-    return HeldOut(embedding, logits, rows, shown.labels.numpy(), looks(shown.pixels[:].numpy()))
+    rows, pixels = np.array(found.class_ids), shown.pixels[:].numpy()
+    return HeldOut(embedding, logits, rows, shown.labels.numpy(), looks(pixels, [pixels.shape[1]] * len(pixels)))

@@ -25,6 +25,7 @@ from lifelist.exporter.errors import Failed, Moved
 from lifelist.exporter.imagery import looks
 from lifelist.exporter.inspection import EMBEDDING, INPUT, LOGITS
 from lifelist.exporter.manifest import Check, ClassEntry, FileEntry, Int8, Manifest, Parity, Preprocess
+from lifelist.exporter.preprocess import side
 from lifelist.exporter.provisional import HELD_OUT, HELD_OUT_INT8, HeldOut
 from lifelist.exporter.registry import Registry
 from lifelist.training.data import GATE
@@ -59,7 +60,7 @@ def export(workshop: Workshop, rollout: Rollout) -> Manifest:
         EVALUATION: json.dumps(learned.evaluation).encode(),
         LEARNED: json.dumps(sorted(_learned_images(workshop, rollout, task))).encode(),
     }
-    if (held := held_out(files[session.MODEL], task, learned)) is not None:
+    if (held := held_out(workshop, files[session.MODEL], task, learned)) is not None:
         files[HELD_OUT] = held.as_bytes()
     if learned.statistics is not None:
         files[STATISTICS] = learned.statistics
@@ -94,7 +95,7 @@ def _gone(parent: Manifest, learned: Learned) -> tuple[ClassEntry, ...]:
     return tuple(entry for entry in parent.entries if entry.retired or entry.merged_into in rows)
 
 
-def held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
+def held_out(workshop: Workshop, model: bytes, task: Task, learned: Learned) -> HeldOut | None:
     """What a graph says to gate images, of all classes alike; None if there are none."""
     gate = (task.roles == GATE).nonzero()[:, 0]
     if not len(gate):
@@ -108,7 +109,7 @@ def held_out(model: bytes, task: Task, learned: Learned) -> HeldOut | None:
         batch = images.pixels[start : start + BATCH].numpy()
         parts.append(graph_session.run([LOGITS, EMBEDDING], {INPUT: np.ascontiguousarray(batch)}))
     logits, embedding = (np.concatenate(part) for part in zip(*parts, strict=True))
-    seen = looks(images.pixels[:].numpy())
+    seen = looks(images.pixels[:].numpy(), [side(workshop.images.get(digest)) for digest in images.ids])
     return HeldOut(embedding, logits, np.array(learned.class_ids), images.labels.numpy(), seen)
 
 

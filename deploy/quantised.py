@@ -26,7 +26,7 @@ def quantised(workshop: Workshop, rollout: Rollout) -> Int8:
     fp32 = session.load(registry, made.version, provider="cpu")
     graph = quantise(registry.read(made, session.MODEL), shown)
     write_atomically(folder / session.INT8, graph)
-    if (held := candidate.held_out(graph, read_task(folder), read_result(folder))) is not None:
+    if (held := candidate.held_out(workshop, graph, read_task(folder), read_result(folder))) is not None:
         write_atomically(folder / HELD_OUT_INT8, held.as_bytes())  # what its answers are watched by
     models = fp32, session.in_int8(fp32, graph)
     truth = np.array([example.class_id for example in judged], np.int64)

@@ -42,7 +42,19 @@ def decode(data: bytes, preprocess: Preprocess, limits: ImageLimits = IMAGE_LIMI
     palette, CMYK and 16-bit images become RGB. TooLarge if the file has too many bytes, or too many pixels (nothing is
     decoded then); BadImage if it is not such a file, is broken or cut off, or has more than one frame.
     """
-    return _fitted(_read(data, limits), preprocess)
+    return sized(data, preprocess, limits)[0]
+
+
+def sized(data: bytes, preprocess: Preprocess, limits: ImageLimits = IMAGE_LIMITS) -> tuple[Pixels, int]:
+    """The same, and the shorter side of the image as it came, in pixels."""
+    image = _read(data, limits)
+    return _fitted(image, preprocess), min(image.size)
+
+
+def side(data: bytes) -> int:
+    """The shorter side of an image file that `decode` takes, in pixels; nothing is decoded."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return min(image.size)
 
 
 def fit(image: Pixels, preprocess: Preprocess) -> Pixels:

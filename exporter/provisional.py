@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from lifelist.exporter.errors import Corrupt, few
 from lifelist.exporter.fold import Floats
+from lifelist.exporter.imagery import LOOKS
 
 FILE = "provisional.json"  # of a version that has any
 HELD_OUT = "reference.safetensors"  # what a version's graph says to held-out images, and how they look
@@ -61,7 +62,7 @@ class HeldOut:
     logits: Floats  # N×T
     rows: npt.NDArray[np.int64]  # T class ids, of the columns of `logits`
     labels: npt.NDArray[np.int64]  # N class ids
-    looks: Floats  # N×K (imagery.py)
+    looks: Floats  # N×K (imagery.py); NaN is what a version did not keep that was made before it was looked at
 
     @property
     def best(self) -> Floats:
@@ -111,6 +112,8 @@ class HeldOut:
         """What `as_bytes` wrote; Corrupt if it is not that."""
         try:
             found = safetensors.numpy.load(data)
+            missing = max(0, len(LOOKS) - found["looks"].shape[1])
+            found["looks"] = np.pad(found["looks"], ((0, 0), (0, missing)), constant_values=np.nan)
             return cls(*(found[name] for name in ("embedding", "logits", "rows", "labels", "looks")))
         except (KeyError, safetensors.SafetensorError) as error:
             raise Corrupt(f"what was said to held-out images cannot be read: {error!r}") from error

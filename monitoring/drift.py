@@ -48,7 +48,7 @@ def compare(reference: Seen, window: Seen, random: np.random.Generator) -> list[
     columns = {name: (getattr(then, name), getattr(now, name)) for name in ("confidence", "margin")}
     columns |= {name: (then.looks[:, k], now.looks[:, k]) for k, name in enumerate(LOOKS)}
     for name, (one, other) in columns.items():
-        if not (np.isnan(one).any() or np.isnan(other).any()):  # a version that was not calibrated
+        if not (np.isnan(one).any() or np.isnan(other).any()):  # a version that has not got it
             statistic, p_value = stats.ks_2samp(one, other, method="asymp")
             found.append(Tested(name, len(one), float(statistic), float(p_value)))
     if not (np.isnan(then.unknown).any() or np.isnan(now.unknown).any()):

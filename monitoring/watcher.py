@@ -16,7 +16,7 @@ import numpy as np
 
 from lifelist.exporter.answering import Answering, held_out
 from lifelist.exporter.errors import LifelistError, Moved
-from lifelist.exporter.imagery import looks
+from lifelist.exporter.imagery import LOOKS, looks
 from lifelist.exporter.manifest import AnswerKind, Manifest
 from lifelist.exporter.provisional import HeldOut
 from lifelist.exporter.registry import Ref, Registry
@@ -174,7 +174,7 @@ class Watcher:
 
     def _seen(self, observations: Observations, at: float) -> None:
         answering = self.answering(observations.version)
-        raw = observations.logits, observations.embedding, looks(observations.images)
+        raw = observations.logits, observations.embedding, looks(observations.images, observations.sides)
         found, believed = seen.see(answering, observations.kind, *raw)
         if believed is not None:
             stretches = [(stretch(at, seconds), seconds) for seconds in (MINUTE, HOUR)]
@@ -197,7 +197,11 @@ class Watcher:
 
     def _reference(self, version: int, kind: AnswerKind, precision: str) -> Seen | None:
         held: HeldOut | None = held_out(self.registry, self.registry.manifest(version), precision)
-        return None if held is None else seen.reference(self.answering(version), kind, held)
+        if held is None:
+            return None
+        if untold := [name for name, column in zip(LOOKS, held.looks.T, strict=True) if np.isnan(column).any()]:
+            log.warning("drift.untested", extra={"facts": {"version": version, "tests": untold}})  # it is an older one
+        return seen.reference(self.answering(version), kind, held)
 
     def _test(self, answering: Answering, reference: Seen | None, name: str, window: Seen, at: float) -> None:
         """Hold a window against the version's reference, and its classes against those answered before."""

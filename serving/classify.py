@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lifelist.exporter.errors import BadImage, BadInput, LifelistError, TooLarge, Unavailable
 from lifelist.exporter.manifest import AnswerKind, Preprocess
-from lifelist.exporter.preprocess import ImageLimits, Pixels, decode, fit
+from lifelist.exporter.preprocess import ImageLimits, Pixels, fit, sized
 from lifelist.exporter.session import Loaded
 from lifelist.serving import prediction
 from lifelist.serving.auth import CALLER, Door, Guarded
@@ -164,9 +164,9 @@ async def ask(
     loaded, arrived = pinned or parts.live.current, time.perf_counter()
     try:
         async with asyncio.timeout(parts.options.answer_timeout_s):
-            pixels = await _pixels(parts, sent, loaded.manifest.preprocess)
+            pixels, sides = await _pixels(parts, sent, loaded.manifest.preprocess)
             queued = time.perf_counter()
-            query = Query(pixels, loaded, answer, top_k, queued, pinned is not None)
+            query = Query(pixels, sides, loaded, answer, top_k, queued, pinned is not None)
             return await parts.batcher.submit(query, len(pixels)), queued - arrived
     except TimeoutError:
         raise Unavailable(f"no answer within {parts.options.answer_timeout_s:g} s; try again later") from None
@@ -201,11 +201,11 @@ def _asked(query: Sequence[tuple[str, str]], options: ServingOptions) -> _Asked:
     return _Asked(top_k, cast(AnswerKind | None, answer), given.get("shape"), unknown_at)
 
 
-async def _pixels(parts: Parts, sent: Images, preprocess: Preprocess) -> Pixels:
-    """What the model sees of each image, N×S×S×3; off the event loop, which stays free for others."""
+async def _pixels(parts: Parts, sent: Images, preprocess: Preprocess) -> tuple[Pixels, Sequence[int]]:
+    """What the model sees of each image, N×S×S×3, and its shorter side as it came; off the event loop, for others."""
     side = preprocess.size
     if isinstance(sent, np.ndarray) and sent.shape[1:3] == (side, side) and preprocess.resize_to == side:
-        return sent  # a tensor as the model sees it
+        return sent, (side,) * len(sent)  # a tensor as the model sees it
     loop = asyncio.get_running_loop()
     limits = parts.options.image_limits
     single = partial(_decoded, preprocess=preprocess, limits=limits)
@@ -215,12 +215,17 @@ async def _pixels(parts: Parts, sent: Images, preprocess: Preprocess) -> Pixels:
         found = await asyncio.gather(*(loop.run_in_executor(parts.decoders, single, image) for image in sent))
     if broken := [(place, error) for place, error in enumerate(found) if isinstance(error, LifelistError)]:
         raise _refusal(sent, broken)
-    return np.stack([image for image in found if not isinstance(image, LifelistError)])
+    pixels, sides = zip(*(image for image in found if not isinstance(image, LifelistError)), strict=True)
+    return np.stack(pixels), sides
 
 
-def _decoded(image: Encoded | Pixels, preprocess: Preprocess, limits: ImageLimits) -> Pixels | LifelistError:
+def _decoded(
+    image: Encoded | Pixels, preprocess: Preprocess, limits: ImageLimits
+) -> tuple[Pixels, int] | LifelistError:
     try:
-        return decode(image.data, preprocess, limits) if isinstance(image, Encoded) else fit(image, preprocess)
+        if isinstance(image, Encoded):
+            return sized(image.data, preprocess, limits)
+        return fit(image, preprocess), min(image.shape[:2])
     except LifelistError as error:  # returned, so that all of a request's broken images are named at once
         return error
 

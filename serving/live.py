@@ -22,6 +22,7 @@ class Query:
     """The images of one request. They travel together, and one version answers them all."""
 
     images: Pixels  # N×S×S×3
+    sides: Sequence[int]  # N shorter sides of them as they came, in pixels
     seen_for: Loaded  # whose preprocessing made them
     answer: AnswerKind | None  # None: as the version that answers does by default
     top_k: int
@@ -38,6 +39,7 @@ class Answer:
 
     loaded: Loaded
     images: Pixels  # N×S×S×3, the query's
+    sides: Sequence[int]  # the same
     kind: AnswerKind
     rankings: list[Ranking]  # one for each image, best first
     logits: Floats  # N×C, raw; a view of the whole batch's
@@ -155,7 +157,7 @@ class Live:
             took = time.perf_counter() - began
             for place, parts in zip(places, said, strict=True):
                 query = queries[place]
-                answers[place] = Answer(loaded, query.images, *parts, began - query.queued_at, took)
+                answers[place] = Answer(loaded, query.images, query.sides, *parts, began - query.queued_at, took)
         return [answers[place] for place in range(len(queries))]
 
     def _said(self, loaded: Loaded, queries: Sequence[Query], alone: bool) -> list[_Said]:

@@ -31,10 +31,11 @@ class Observations:
     logits: Floats  # N×C
     embedding: Floats  # N×D, unit rows
     images: Pixels  # N×S×S×3, as the model saw them
+    sides: npt.NDArray[np.int64]  # N shorter sides of them as they came, in pixels
 
 
 _Key = tuple[int, AnswerKind, str]  # version, kind, precision
-_Row = tuple[str, float, int, Floats, Floats, Pixels]
+_Row = tuple[str, float, int, Floats, Floats, Pixels, int]
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ class Observed:
                 answer.logits[k].copy(),
                 answer.embedding[k].copy(),
                 answer.images[k].copy(),
+                answer.sides[k],
             )
             sample.rows[place : place + 1] = [(prediction_id, time.time(), *said)]
 
@@ -92,7 +94,7 @@ class Taken:
 
     def arrays(self) -> Observations:
         """The same, column by column."""
-        ids, at, best, logits, embedding, images = zip(*self.rows, strict=True)
+        ids, at, best, logits, embedding, images, sides = zip(*self.rows, strict=True)
         return Observations(
             *self.key,
             self.answered,
@@ -102,4 +104,5 @@ class Taken:
             np.stack(logits),
             np.stack(embedding),
             np.stack(images),
+            np.array(sides, np.int64),
         )

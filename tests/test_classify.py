@@ -177,6 +177,20 @@ def test_only_a_replica_that_is_watched_keeps_a_sample_of_its_answers(registry: 
     site.close()
 
 
+def test_a_sample_says_how_large_images_came(site: Site) -> None:
+    site.replica.observed.take()
+    large = np.zeros((30, 40, 3), np.uint8)
+    for content, headers in (
+        (bird(0), {}),
+        (encoded(large), {}),
+        (large.tobytes(), {"X-Tensor-Shape": "1,30,40,3"}),
+        (tiny_images()[:2].tobytes(), {"X-Tensor-Shape": "2,16,16,3"}),
+    ):
+        assert site.post(content=content, headers=headers).status_code == 200
+    (taken,) = site.replica.observed.take()
+    assert taken.arrays().sides.tolist() == [16, 30, 30, 16, 16]
+
+
 def test_top_k_is_as_many_as_there_are_at_most_and_five_unless_told(site: Site) -> None:
     assert len(site.post("?top_k=1", content=bird(0)).json()["images"][0]["classes"]) == 1
     assert len(site.post("?top_k=10000", content=bird(0)).json()["images"][0]["classes"]) == 3
@@ -464,12 +478,12 @@ def test_an_error_that_is_not_ours_says_nothing_but_where_to_look(registry: Regi
 
 def test_the_loop_stays_free_while_images_are_decoded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     started, turned = threading.Event(), threading.Event()
-    decode = classify.decode
+    sized = classify.sized
 
     def waiting(*given: Any) -> Any:
         started.set()
         assert turned.wait(10)  # in vain if it holds the loop
-        return decode(*given)
+        return sized(*given)
 
     async def decoded_beside_the_loop() -> None:
         transport = httpx.ASGITransport(site.replica.app)
@@ -482,7 +496,7 @@ def test_the_loop_stays_free_while_images_are_decoded(site: Site, monkeypatch: p
                     turned.set()
             assert task.result().status_code == 200
 
-    monkeypatch.setattr(classify, "decode", waiting)
+    monkeypatch.setattr(classify, "sized", waiting)
     site.loop.run_until_complete(decoded_beside_the_loop())
 
 

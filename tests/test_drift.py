@@ -116,6 +116,23 @@ def test_quiet_windows_reject_as_often_as_stated_whatever_the_shares_of_classes(
     assert stats.binomtest(count, windows, rate, alternative="greater").pvalue > 0.01
 
 
+@pytest.mark.parametrize(("now", "rejected"), [(32, False), (31, True), (224, True)])
+def test_a_reference_of_one_size_alone_tells_another_size_from_its_own(now: int, rejected: bool) -> None:
+    random = np.random.default_rng(12)
+    reference, window = population(400, random), population(150, random)
+    reference.looks[:, LOOKS.index("size")] = np.log2(32)
+    window.looks[:, LOOKS.index("size")] = np.log2(now)
+    found = {one.test: one for one in drift.corrected(drift.compare(reference, window, random), 0.01)}["size"]
+    assert (found.rejected, found.score) == (rejected, float(rejected))
+
+
+def test_a_statistic_that_the_reference_has_not_got_is_not_tested() -> None:
+    random = np.random.default_rng(13)
+    reference, window = population(400, random), population(150, random)
+    reference.looks[:, LOOKS.index("size")] = np.nan
+    assert "size" not in [one.test for one in drift.compare(reference, window, random)]
+
+
 def test_what_has_changed_is_named() -> None:
     moved = rejections(10, 0.01, seed=8, moved=0.6)
     assert sum("embedding" in tests for tests in moved) == 10

@@ -26,7 +26,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Loaded]:
 
 
 def query(loaded: Loaded, *places: int, answer: AnswerKind | None = None, top_k: int = 3) -> Query:
-    return Query(tiny_images()[list(places)], loaded, answer, top_k, 0.0)
+    return Query(tiny_images()[list(places)], [16] * len(places), loaded, answer, top_k, 0.0)
 
 
 def test_one_batch_answers_each_query_as_it_asked(loaded: dict[int, Loaded]) -> None:

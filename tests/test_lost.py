@@ -186,7 +186,7 @@ def test_what_a_replica_holds_is_bounded_whatever_answers_and_however_long_nobod
         pixels = images(64, seed=number)
         logits, embedding = loaded.run(pixels)
         rankings = loaded.linear(logits, 1)
-        answer = Answer(loaded, pixels, "linear", rankings, logits, embedding, None, 0, 0)
+        answer = Answer(loaded, pixels, [16] * len(pixels), "linear", rankings, logits, embedding, None, 0, 0)
         for _ in range(20):
             observed.note(answer, [str(k) for k in range(64)])
             answered += 64

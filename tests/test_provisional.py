@@ -15,6 +15,7 @@ from lifelist.deploy.workshop import Workshop
 from lifelist.exporter import provisional, session
 from lifelist.exporter.errors import Corrupt
 from lifelist.exporter.fold import unit
+from lifelist.exporter.imagery import LOOKS
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import decode
 from lifelist.exporter.provisional import HELD_OUT, HeldOut, Provisional
@@ -30,7 +31,7 @@ def held(n: int = 500, dim: int = 8, seed: int = 0) -> HeldOut:
     labels = random.integers(0, 3, n)
     logits = (best[:, None] - random.uniform(0.1, 3, (n, 3))).astype(np.float32)
     logits[np.arange(n), np.where(right, labels, (labels + 1) % 3)] = best
-    return HeldOut(embedding, logits, np.arange(3), labels, random.random((n, 3)).astype(np.float32))
+    return HeldOut(embedding, logits, np.arange(3), labels, random.random((n, len(LOOKS))).astype(np.float32))
 
 
 @pytest.mark.parametrize("most_lost", [0.0, 0.01, 0.1])
@@ -57,6 +58,14 @@ def test_held_out_answers_are_read_as_they_were_written() -> None:
         np.testing.assert_array_equal(getattr(again, name), getattr(held(), name))
     with pytest.raises(Corrupt, match="cannot be read"):
         HeldOut.from_bytes(b"nothing")
+
+
+def test_what_an_older_version_did_not_keep_of_held_out_images_is_nan() -> None:
+    kept = held()
+    older = HeldOut.from_bytes(replace(kept, looks=kept.looks[:, :3].copy()).as_bytes())
+    assert older.looks.shape == (len(kept.labels), len(LOOKS))
+    np.testing.assert_array_equal(older.looks[:, :3], kept.looks[:, :3])
+    assert np.isnan(older.looks[:, LOOKS.index("size")]).all()
 
 
 def with_rows(registry: Registry, data: bytes) -> Loaded:

@@ -52,9 +52,19 @@ def shown(loaded: session.Loaded, pixels: np.ndarray, first: int = 0) -> tuple[O
     best = np.array([ranking[0][0] for ranking in loaded.linear(logits, 1)])
     ids = tuple(f"p{first + k}" for k in range(len(pixels)))
     observed = Observations(
-        loaded.version, "linear", "fp32", len(pixels), ids, np.full(len(pixels), NOON), best, logits, embedding, pixels
+        loaded.version,
+        "linear",
+        "fp32",
+        len(pixels),
+        ids,
+        np.full(len(pixels), NOON),
+        best,
+        logits,
+        embedding,
+        pixels,
+        np.full(len(pixels), 16),
     )
-    found, _ = seen.see(loaded, "linear", logits, embedding, looks(pixels))
+    found, _ = seen.see(loaded, "linear", logits, embedding, looks(pixels, [16] * len(pixels)))
     return observed, found
 
 

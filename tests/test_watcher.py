@@ -15,7 +15,8 @@ from lifelist.exporter import answering, index, session
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import decode
-from lifelist.monitoring import figures, notices
+from lifelist.exporter.provisional import HELD_OUT
+from lifelist.monitoring import figures, notices, quality
 from lifelist.monitoring.intervals import Share
 from lifelist.monitoring.options import MonitoringOptions
 from lifelist.monitoring.probe import GateImage, Probed
@@ -66,8 +67,8 @@ class World:
         rankings = loaded.linear(logits, 1) if linear else loaded.nearest_mean(embedding, 1)
         return [ranking[0][0] for ranking in rankings]
 
-    def serve(self, images: np.ndarray) -> None:
-        """Images are asked about, as traffic."""
+    def serve(self, images: np.ndarray, side: int = 8) -> None:
+        """Images are asked about, as traffic; side: of the files, which the pictures of parts_rollout have."""
         loaded = self.loaded
         logits, embedding = loaded.run(images)
         best = self._best(logits, embedding, loaded)
@@ -75,7 +76,7 @@ class World:
             Observations(
                 loaded.version, loaded.manifest.default_answer, "fp32", len(images),
                 tuple(map(str, range(len(images)))),
-                np.full(len(images), NOON), np.array(best), logits, embedding, images,
+                np.full(len(images), NOON), np.array(best), logits, embedding, images, np.full(len(images), side),
             )
         )  # fmt: skip
 
@@ -223,6 +224,40 @@ def test_darkness_raises_an_alarm_after_two_windows_and_day_ends_it(world: World
         world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k))
         looks.look(NOON + 10 + k)
     assert "drift.brightness.short" not in raised(world)
+
+
+def test_images_of_another_size_raise_an_alarm_though_those_held_out_were_all_of_one(world: World) -> None:
+    looks = watcher(world)
+    for k in range(2):
+        world.serve(shown(world, NAMES[:2], 25, first=1000 + 25 * k))
+        looks.look(NOON + k)
+    tested = {row["test"]: row for row in quality.drift_tests(world.workshop.store, 1)}["size"]
+    assert (tested["score"], tested["rejected"]) == (0, False)
+    assert raised(world) == []
+    for k in range(2):
+        world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k), side=4)
+        looks.look(NOON + 10 + k)
+    assert raised(world) == ["drift.size.short"]
+
+
+def test_a_version_from_before_sizes_were_kept_is_tested_by_all_else_and_the_log_says_so(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    registry, live = world.workshop.registry, world.workshop.live
+    assert live is not None
+    held = answering.held_out(registry, live)
+    assert held is not None
+    older = replace(held, looks=held.looks[:, :3].copy())
+    shared = [entry for entry in live.files if entry.name != HELD_OUT]
+    made = registry.publish(replace(live, version=0, parent=1), {HELD_OUT: older.as_bytes()}, reuse=shared)
+    world.workshop.swap(made.version, 1)
+    world.serve(shown(world, NAMES[:2], 25, first=1000), side=4)
+    watcher(world).look(NOON)
+    tested = {row["test"] for row in quality.drift_tests(world.workshop.store, made.version)}
+    assert "size" not in tested
+    assert {"embedding", "brightness", "contrast", "sharpness"} <= tested
+    (said,) = (record for record in caplog.records if record.getMessage() == "drift.untested")
+    assert said.facts == {"version": made.version, "tests": ["size"]}  # type: ignore[attr-defined]
 
 
 def test_while_classes_have_just_changed_drift_raises_nothing(world: World) -> None:
