@@ -121,8 +121,8 @@ def shares(then: Mapping[int, float], now: Mapping[int, float], known: Sequence[
         return None
     counts = counts[:, counts.sum(axis=0) > 0]
     p_value = float(stats.chi2_contingency(counts).pvalue)
-    distant = float(distance.jensenshannon(*counts, base=2))
-    score = distant if distant > 0 else 0.0  # of equal shares rounding makes the root of less than nothing, NaN
+    with np.errstate(invalid="ignore"):  # of equal shares rounding makes the root of less than nothing, NaN
+        score = float(np.nan_to_num(distance.jensenshannon(*counts, base=2)))
     return Tested("classes", int(counts[1].sum()), score, p_value)
 
 
