@@ -71,7 +71,7 @@ def review(
 def review_image(desk: AtDesk, prediction_id: PredictionId) -> Response:
     """An image that is kept for review, as the model saw it."""
     data = queue(desk.workshop.settings, desk.workshop).image(prediction_id)
-    headers = {"Cache-Control": "private, max-age=3600", "Content-Security-Policy": "default-src 'none'"}
+    headers = {"Cache-Control": "no-store", "Content-Security-Policy": "default-src 'none'"}
     return Response(data, media_type="image/png", headers=headers)
 
 

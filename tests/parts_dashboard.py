@@ -19,24 +19,30 @@ from typing import Any
 import httpx
 import numpy as np
 from browser import Page, browsing
-from parts import PREPROCESS, encoded, tiny_model
+from parts import DIM, PREPROCESS, encoded, tiny_model
 from parts_operator import Server, bird, play, serving, take_step, tell_epoch
 
 from lifelist import Client
 from lifelist.deploy import tables as deploy_tables
 from lifelist.deploy.story import DIGITS
+from lifelist.deploy.watch import queue
 from lifelist.deploy.workshop import EVALUATION, EXEMPLARS, Workshop
-from lifelist.exporter import index
+from lifelist.exporter import index, session
 from lifelist.exporter.fold import unit
+from lifelist.exporter.imagery import looks
 from lifelist.exporter.manifest import SURE_POINTS, Check, ClassEntry, Confidence, Confidences, FileEntry, Manifest
-from lifelist.monitoring import figures, notices, tables, times
+from lifelist.exporter.preprocess import decode
+from lifelist.monitoring import figures, notices, seen, tables, times
 from lifelist.monitoring.database import put
 from lifelist.monitoring.drift import TESTS
 from lifelist.monitoring.figures import DAY, HOUR, NONE, Figure, Group, Source, stretch
+from lifelist.monitoring.options import ReviewOptions
 
 FIRST = 101  # class ids, above those of the birds that the server begins with
-DIM = 8
 SURE = tuple(float(share) for share in np.linspace(0.1, 1, SURE_POINTS))
+
+SHARPNESS = 8.0  # of the logits: how sure the answers look
+CONSENT = ReviewOptions(keep_images=True)  # settings of a server whose day has images to label
 
 # source → how many images it judges in ten minutes of a day, of all classes
 JUDGED: dict[Source, int] = {"feedback": 80, "audit": 50, "probe": 200, "estimated": 900}
@@ -50,11 +56,16 @@ def version(
     *,
     parent: int | None = None,
     passed: bool = True,
+    tells: bool = False,
     seed: int = 0,
 ) -> Manifest:
-    """Publish a real version that knows these classes, with ids from FIRST, and keeps these images as exemplars."""
+    """Publish a real version that knows these classes, with ids from FIRST, and keeps these images as exemplars.
+
+    tells: it can tell them apart, as far as the tiny network can; else its answers are by chance.
+    """
     random = np.random.default_rng(seed)
-    rows = random.normal(size=(len(names), DIM)).astype(np.float32)
+    rows = random.normal(size=(len(names), DIM))
+    weight, bias, means = _telling(names, images) if images and tells else (rows, np.zeros(len(names)), rows)
     _register(workshop, names)
     entries = tuple(
         ClassEntry(FIRST + k, name, "trained", n) for k, (name, n) in enumerate(zip(names, increments, strict=True))
@@ -63,8 +74,8 @@ def version(
         str(entry.id): [workshop.images.put(one) for one in (images or {}).get(entry.name, [])] for entry in entries
     }
     content = {
-        "model.onnx": tiny_model(rows, np.zeros(len(names), np.float32)),
-        "class_means.faiss": index.build([entry.id for entry in entries], unit(rows)),
+        "model.onnx": tiny_model(weight.astype(np.float32), bias.astype(np.float32)),
+        "class_means.faiss": index.build([entry.id for entry in entries], unit(means)),
         "checkpoint.safetensors": b"",
         EXEMPLARS: json.dumps({"exemplars": kept, "holdout": {}}).encode(),
         EVALUATION: json.dumps(_evaluation(entries, random)).encode(),
@@ -87,6 +98,16 @@ def version(
         exemplars_sha256=FileEntry.of(EXEMPLARS, content[EXEMPLARS]).sha256,
     )
     return workshop.registry.publish(draft, content)
+
+
+def _telling(names: Sequence[str], images: Mapping[str, Sequence[bytes]]) -> tuple[Any, Any, Any]:
+    """A last layer, C×8 and C, that tells these images apart, by least squares; and the means of the classes, C×8."""
+    bare, _ = session.open_session(tiny_model(np.eye(DIM, dtype=np.float32), np.zeros(DIM, np.float32)), provider="cpu")
+    pixels = np.stack([decode(one, PREPROCESS) for name in names for one in images[name]])
+    features, embedding = bare.run(["logits", "embedding"], {"images": pixels})
+    truth = np.repeat(np.eye(len(names)), [len(images[name]) for name in names], axis=0)
+    solved = np.linalg.lstsq(np.c_[features, np.ones(len(features))], SHARPNESS * truth, rcond=None)[0]
+    return solved[:-1].T, solved[-1], truth.T @ embedding
 
 
 def _register(workshop: Workshop, names: Sequence[str]) -> None:
@@ -212,24 +233,24 @@ def happened(workshop: Workshop, of: Manifest, swapped: Sequence[tuple[float, in
     alarms.look(f"drift.{TESTS[-2]}.long", True, message, of.version)
 
 
-def digits() -> dict[str, list[bytes]]:
-    """Image files of each of scikit-learn's handwritten digits."""
+def digits(first: int = 0, count: int = 12) -> dict[str, list[bytes]]:
+    """Image files of each of scikit-learn's handwritten digits: `count` of each, from the `first` one on."""
     from sklearn.datasets import load_digits
 
-    found, made = load_digits(), {name: list[bytes]() for name in DIGITS}
-    for image, label in zip(found.images, found.target, strict=True):
-        pixels = (255 * image / 16).round().astype(np.uint8).repeat(2, 0).repeat(2, 1)
-        if len(made[DIGITS[label]]) < 12:
-            made[DIGITS[label]].append(encoded(np.stack([pixels] * 3, axis=2)))
-    return made
+    found = load_digits()
+    pixels = (255 * found.images / 16).round().astype(np.uint8).repeat(2, 1).repeat(2, 2)[..., None].repeat(3, 3)
+    return {
+        name: [encoded(one) for one in pixels[found.target == k][first : first + count]]
+        for k, name in enumerate(DIGITS)
+    }
 
 
 def a_day(server: Server) -> list[Manifest]:
     """A day with two swaps, the second of which cost old classes some points; an increment done, and one that runs."""
     shop, pictures, now = server.workshop, digits(), time.time()
-    base = version(shop, DIGITS[:6], [0] * 6, pictures, parent=1, seed=1)
-    second = version(shop, DIGITS[:8], [0] * 6 + [1] * 2, pictures, parent=base.version, seed=2)
-    third = version(shop, DIGITS, [0] * 6 + [1] * 2 + [2] * 2, pictures, parent=second.version, seed=3)
+    base = version(shop, DIGITS[:6], [0] * 6, pictures, parent=1, tells=True, seed=1)
+    second = version(shop, DIGITS[:8], [0] * 6 + [1] * 2, pictures, parent=base.version, tells=True, seed=2)
+    third = version(shop, DIGITS, [0] * 6 + [1] * 2 + [2] * 2, pictures, parent=second.version, tells=True, seed=3)
     refused = version(shop, DIGITS, [0] * 6 + [1] * 2 + [2] * 2, pictures, parent=second.version, passed=False, seed=4)
     judged(shop, base, now - 40 * HOUR, now - 14 * HOUR, seed=1)
     judged(shop, second, now - 14 * HOUR, now - 5 * HOUR, seed=2)
@@ -245,6 +266,20 @@ def a_day(server: Server) -> list[Manifest]:
     tell_epoch(shop, running, 7, 20)
     happened(shop, third, [(now - 14 * HOUR, second.version), (now - 5 * HOUR, third.version)])
     return [base, second, third, refused]
+
+
+def unsure(server: Server, count: int = 6) -> int:
+    """So many digits of each kind are asked, and those wait for a label that the watcher would keep; how many."""
+    server.observed()  # what was asked before
+    with Client(server.url) as client:
+        for of_class in digits(12, count).values():
+            client.classify(of_class)
+    waits, kept = queue(server.settings, server.workshop), 0
+    for one in server.observed():
+        loaded = session.load(server.workshop.registry, one.version, provider="cpu")
+        found, _ = seen.see(loaded, one.kind, one.logits, one.embedding, looks(one.images))
+        kept += waits.keep(loaded, one, found, time.time())
+    return kept
 
 
 class Asking:
@@ -287,8 +322,9 @@ def pictures(folder: Path) -> list[Path]:
         "dashboard-dark.png": (1400, 900, True, False),
         "dashboard-phone.png": (390, 844, False, True),
     }
-    with tempfile.TemporaryDirectory() as home, serving(Path(home)) as server, browsing() as page:
+    with tempfile.TemporaryDirectory() as home, serving(Path(home), review=CONSENT) as server, browsing() as page:
         a_day(server)
+        unsure(server)
         with Asking(server):
             page.view(1400, 900)
             page.open(f"{server.url}/dashboard")
@@ -296,6 +332,9 @@ def pictures(folder: Path) -> list[Path]:
             time.sleep(30)  # of traffic, to have something to draw
             for name, (width, height, dark, phone) in shots.items():
                 page.view(width, height, dark=dark, phone=phone)
+                page.run("document.querySelector('#review-part').scrollIntoView()")  # it shows an image once it is seen
+                page.wait("document.querySelector('#review-image img')?.complete")
+                page.run("scrollTo(0, 0)")
                 time.sleep(4)
                 page.picture(folder / name, whole=True)
     return [folder / name for name in shots]

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from browser import Page, browsing, needs_chromium
 from parts import encoded, images
-from parts_dashboard import FIRST, Asking, a_day, judged, settled, version
+from parts_dashboard import CONSENT, FIRST, Asking, a_day, judged, settled, unsure, version
 from parts_operator import Server, bird, serving, tell_epoch
 from PIL import Image
 
@@ -28,9 +28,10 @@ MANY = 1000  # classes
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a day behind it."""
-    with serving(tmp_path_factory.mktemp("home")) as made:
+    """A server with a day behind it, and images that wait for a label."""
+    with serving(tmp_path_factory.mktemp("home"), review=CONSENT) as made:
         a_day(made)
+        assert unsure(made) >= 10
         yield made
 
 
@@ -311,6 +312,111 @@ def test_a_class_opens_with_its_curve_and_its_exemplars(page: Page) -> None:
     page.wait("!document.querySelector('#class-detail').open")
 
 
+# What the corner shows can be judged: its picture is there.
+READY = "document.querySelector('#review-stage').getAttribute('aria-busy') === 'false'"
+
+
+def at_the_corner(page: Page) -> None:
+    """Whoever uses the keys has come to the images to label."""
+    page.wait("!document.querySelector('#review-stage').hidden")
+    page.run("document.querySelector('#review-image').focus()")
+    page.wait(READY)
+
+
+def reviews(site: Server) -> Any:
+    return api(site, "/v1/review", limit=1000)
+
+
+def labels(site: Server) -> dict[str, int]:
+    """What was counted of feedback, by outcome."""
+    text = httpx.get(f"{site.url}/metrics", trust_env=False).text
+    rows = re.findall(r'^lifelist_feedback_total\{outcome="(\w+)"\} (\S+)$', text, re.M)
+    return {outcome: int(float(value)) for outcome, value in rows}
+
+
+def kept_of(site: Server, class_id: int) -> int:
+    """Examples of a class, by the API."""
+    images: Any = api(site, f"/v1/classes/{class_id}")["images"]
+    return sum(images.values())
+
+
+def chosen(row: Any) -> tuple[int, Any]:
+    """A class to give by its key, and that key's place: one that is not being learned just now, as `zero` is."""
+    return next((k, one) for k, one in enumerate(row["suggestions"]) if one["id"] != FIRST)
+
+
+@needs_chromium
+def test_a_key_labels_an_image_which_becomes_feedback_and_an_example_and_the_next_one_comes(
+    site: Server, page: Page
+) -> None:
+    before, counted = reviews(site), labels(site)
+    first, second, third = before["images"][:3]
+    asked = "performance.getEntriesByType('resource').filter(e => e.name.endsWith('/image')).length"
+    assert page.run(asked) == 0  # no image of a user is fetched before somebody looks there
+    at_the_corner(page)
+    assert page.run(asked) == 1
+    assert page.run("document.querySelector('#review-image img').naturalWidth") == 16
+    assert f"Answered {first['predicted']['name']}" in page.text("#review-facts")
+    assert len(page.each("#review-facts .tag", "e.innerText")) == len(first["why"])
+    told = page.each("#review-choices button", "[e.innerText.split(/\\s+/)[1], e.querySelector('small').innerText]")
+    assert [name for name, _ in told] == [one["name"] for one in first["suggestions"]]
+    probable = [one["probability"] for one in first["suggestions"]]
+    assert [share for _, share in told] == ["by nearest mean" if p is None else f"{100 * p:.1f} %" for p in probable]
+
+    place, truth = chosen(first)
+    kept = kept_of(site, truth["id"])
+    key = str(place + 1), 49 + place
+    page.key(*key)
+    assert page.text("#review-said") == f"Labelled {truth['name']}."
+    page.wait(f"document.querySelector('#review-facts').innerText.includes('Answered {second['predicted']['name']}')")
+    page.key("u", 85)  # undone: nothing was sent
+    assert page.text("#review-said") == f"Taken back: labelled {truth['name']}."
+    page.wait(READY)
+    assert reviews(site) == before
+    page.key("e", 69)
+    page.key(*key)
+    assert page.text("#review-said") == f"Labelled {truth['name']}, and kept as an example."
+    page.wait(READY)
+    page.key("s", 83)  # the second is skipped, with which the first is sent
+    page.wait(READY)
+    page.wait("document.querySelector('#review-count').innerText.endsWith('1 labelled and 0 skipped of late')", 5)
+    after = reviews(site)
+    assert (after["open"], after["labelled"], after["skipped"]) == (before["open"] - 1, 1, 0)
+    assert kept_of(site, truth["id"]) == kept + 1
+    outcome = "correct" if truth["id"] == first["predicted"]["id"] else "wrong"
+    assert labels(site)[outcome] == counted[outcome] + 1
+    assert f"Answered {third['predicted']['name']}" in page.text("#review-facts")
+    page.open("about:blank")  # what was held back goes as the page does
+    deadline = time.monotonic() + 10
+    while reviews(site)["skipped"] != 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@needs_chromium
+def test_what_the_server_refuses_is_told_and_the_image_comes_again(site: Server, page: Page) -> None:
+    before, counted = reviews(site), labels(site)
+    second = before["images"][1]
+    at_the_corner(page)
+    page.key("t", 84)
+    page.call("Input.insertText", text="wrn")
+    page.key("1", 49)  # in a text field, keys are text
+    assert page.text("#review-said") == ""
+    assert page.text("#review-hint") == "No class is named “wrn”. Tick the box to make it a new one."
+    page.key("Enter", 13)
+    page.wait(READY)
+    page.key("Escape", 27)
+    page.key("s", 83)
+    page.wait("document.querySelector('#review-problem').innerText !== ''")
+    assert page.text("#review-problem").startswith("Not taken for “wrn”: no class is named 'wrn'")
+    page.problems[:] = [one for one in page.problems if "404" not in one]  # which the browser logs by itself
+    page.key("u", 85)  # nor was the second one skipped
+    page.wait(READY)
+    assert f"Answered {second['predicted']['name']}" in page.text("#review-facts")
+    assert reviews(site) == before
+    assert labels(site) == counted
+
+
 @needs_chromium
 def test_nothing_is_wider_than_a_phone(page: Page) -> None:
     page.view(390, 844, phone=True)
@@ -337,11 +443,16 @@ def test_with_keys_the_page_asks_for_one_and_shows_what_it_may(tmp_path: Path, b
         use(made["read"])
         browser.wait("document.querySelector('#live').innerText === 'version 1'")
         browser.wait("document.querySelector('#versions table') !== null")
+        assert browser.run("document.querySelector('#review-part').hidden")  # images of users are for `operate`
         assert browser.run("document.querySelectorAll('#versions button').length") == 0
         assert browser.run("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
         browser.click("#key-button")
         use(made["operate"])
         browser.wait("document.querySelector('#key-button').innerText === 'key: operate'")
+        browser.wait(
+            "document.querySelector('#review-none').innerText.includes('the setting review.keep_images is off')"
+        )
+        assert browser.run("document.querySelector('#review-stage').hidden")
         browser.open("about:blank")
     assert browser.problems == []
 
@@ -349,7 +460,7 @@ def test_with_keys_the_page_asks_for_one_and_shows_what_it_may(tmp_path: Path, b
 @needs_chromium
 def test_a_thousand_classes_stay_smooth(tmp_path: Path, browser: Page) -> None:
     browser.problems.clear()
-    with serving(tmp_path) as wide:
+    with serving(tmp_path, review=CONSENT) as wide:
         shop = wide.workshop
         pictures = [encoded(one) for one in images(20)]
         names = [f"class {k:04}" for k in range(MANY)]
@@ -365,6 +476,8 @@ def test_a_thousand_classes_stay_smooth(tmp_path: Path, browser: Page) -> None:
         browser.open(f"{wide.url}/dashboard")
         browser.wait("document.querySelector('#class-count')?.innerText === '1,000 classes'", 30)
         browser.wait("document.querySelectorAll('.pictures img:not([hidden])').length > 5")
+        browser.wait("document.querySelector('#review-none').innerText.startsWith('Nothing waits')")
+        browser.wait(f"document.querySelectorAll('#review-classes option').length === {MANY}")
         assert browser.run("document.querySelectorAll('#classes-table tr').length") < 60
         assert browser.run("document.querySelector('#classes-table').getAttribute('aria-rowcount')") == "1001"
         measured = browser.run("""new Promise(async (done) => {

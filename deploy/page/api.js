@@ -33,9 +33,9 @@ export const get = async (path, asked) => (await answer(address(path, asked))).j
 export const text = async (path) => (await answer(path)).text();
 export const picture = async (path, asked) => (await answer(address(path, asked))).blob();
 
-export async function post(path, body) {
-  const sent = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
-  return (await answer(path, body === undefined ? { method: "POST" } : sent)).json();
+export async function post(path, body, options = {}) {
+  const sent = body === undefined ? {} : { headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  return (await answer(path, { method: "POST", ...sent, ...options })).json();
 }
 
 // Server-sent events, read by fetch since EventSource sends no key: `tell({id, event, data})` for each, to the end.

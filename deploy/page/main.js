@@ -4,18 +4,20 @@ import { Refusal, get, key, text } from "./api.js";
 import { ClassTable } from "./classes.js";
 import { $, clock, count, fill } from "./dom.js";
 import * as quality from "./quality.js";
+import { ASKED, Review } from "./review.js";
 import { Increments, drawVersions } from "./rollouts.js";
 import { Traffic } from "./traffic.js";
 
-const TRAFFIC_S = 2, STATE_S = 4, INCREMENTS_S = 10, QUALITY_S = 15, RETRY_S = 5;
+const TRAFFIC_S = 2, STATE_S = 4, INCREMENTS_S = 10, REVIEW_S = 10, QUALITY_S = 15, RETRY_S = 5;
 const NOTICES = 50;
 
 const traffic = new Traffic();
 const classes = new ClassTable();
 const increments = new Increments(() => [state, rollouts].forEach(soon));
+const review = new Review(() => soon(images));
 const marks = []; // swaps: {at, text, title}
 let live = null; // the version that answers, as the replicas say
-let may = false; // move what is live
+let may = false; // move what is live, and see images of users
 let chosen = null; // the version whose figures are shown; null: live
 let locked = false; // until a key is entered
 let seen = {}; // the latest answers, for what is drawn anew without asking
@@ -50,6 +52,10 @@ async function lookAtIncrements() {
   increments.set((await get("v1/increments")).increments);
 }
 
+async function lookAtImages() {
+  if (may) review.set(await get("v1/review", { limit: ASKED }));
+}
+
 async function lookAtFigures() {
   const since = $("range").value, source = $("source").value;
   const earlier = { "1h": "2h", "6h": "12h", "24h": "48h", "7d": "14d", "30d": "60d" }[since];
@@ -68,6 +74,7 @@ async function lookAtFigures() {
   }
   classes.set(known, seen.kept, of.figures, before.figures, source, since);
   drawQuality();
+  if (may) review.know(known);
 }
 
 function drawQuality() {
@@ -140,6 +147,7 @@ function troubled(error, task) {
 async function enter() {
   const caller = await get("v1/caller");
   may = caller.roles.includes("operate");
+  review.allow(may);
   $("key-button").textContent = caller.name ? `key: ${caller.name}` : "key";
   $("key-button").hidden = !key.get() && !caller.problem; // where none is needed, nothing is said of keys
   if (caller.problem) {
@@ -171,18 +179,21 @@ async function start() {
 
 const state = every(STATE_S, lookAtState);
 const rollouts = every(INCREMENTS_S, lookAtIncrements);
+const images = every(REVIEW_S, lookAtImages);
 const figures = every(QUALITY_S, lookAtFigures);
-const tasks = [every(TRAFFIC_S, lookAtTraffic), state, rollouts, figures];
+const tasks = [every(TRAFFIC_S, lookAtTraffic), state, rollouts, images, figures];
 
 $("key-button").addEventListener("click", () => askForKey(""));
 $("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  review.flush(); // with the key that it was given with
   key.set($("key-text").value.trim());
   $("key-text").value = "";
   $("key").close();
   start();
 });
 $("key-forget").addEventListener("click", () => {
+  review.flush();
   key.set("");
   increments.stop();
   location.reload();
