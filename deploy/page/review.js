@@ -8,9 +8,9 @@ export const ASKED = 20; // images at once; there may be thousands
 const UNDO_MS = 8000;
 const NEAR = 200; // pixels from what is in sight
 const WHY = {
-  unknown: () => "looks like nothing that is known",
-  disagree: () => "the two kinds of answer name different classes",
-  margin: (row) => `two classes are almost as probable${row.margin === null ? "" : `: they are ${percent(row.margin)} apart`}`,
+  unknown: (row) => `looks unknown: ${number(row.unknown_score)}`,
+  disagree: () => "the two answers disagree", // linear and nearest mean
+  margin: (row) => `low margin: ${percent(row.margin)}`,
 };
 const KINDS = { linear: "linear", nearest_mean: "nearest mean" };
 const same = (name) => name.normalize("NFC").trim();
@@ -114,8 +114,7 @@ export class Review {
       problem && el("p", { class: "note" }, `It comes again: ${problem}`),
       el("p", {}, "Answered ", el("strong", {}, row.predicted.name), answered === null ? "" : ` (${percent(answered)})`,
         el("span", { class: "quiet" }, ` by version ${row.version}, ${KINDS[row.answer]}, ${ago(row.at)}`)),
-      el("p", {}, "Kept because: ", row.why.map((why) => el("span", { class: "tag busy" }, WHY[why]?.(row) ?? why)),
-        row.unknown_score !== null && el("span", { class: "quiet" }, ` unknown score ${number(row.unknown_score)}`)));
+      el("p", {}, "Kept because: ", row.why.map((why) => el("span", { class: "tag busy" }, WHY[why]?.(row) ?? why))));
     const told = (one) => (one.probability !== null ? percent(one.probability) : calibrated ? `by ${other}` : "");
     fill($("review-choices"), row.suggestions.slice(0, 9).map((one, k) => el("button",
       { type: "button", "data-key": `review-${k}`, "aria-keyshortcuts": String(k + 1), css: { "--share": one.probability ?? 0 } },
