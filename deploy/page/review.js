@@ -95,7 +95,8 @@ export class Review {
     if (row) this.drawRow(row);
     this.hint();
     $("review-undo").hidden = !this.held;
-    if (hadFocus && !(document.activeElement?.offsetParent && part.contains(document.activeElement))) (row ? $("review-image") : part).focus({ preventScroll: true });
+    const focused = document.activeElement;
+    if (hadFocus && (focused === part || !part.contains(focused) || !focused.offsetParent)) (row ? $("review-image") : part).focus({ preventScroll: true });
   }
 
   none() {
@@ -114,7 +115,7 @@ export class Review {
       problem && el("p", { class: "note" }, `It comes again: ${problem}`),
       el("p", {}, "Answered ", el("strong", {}, row.predicted.name), answered === null ? "" : ` (${percent(answered)})`,
         el("span", { class: "quiet" }, ` by version ${row.version}, ${KINDS[row.answer]}, ${ago(row.at)}`)),
-      el("p", {}, "Kept because: ", row.why.map((why) => el("span", { class: "tag busy" }, WHY[why]?.(row) ?? why))));
+      el("p", {}, "Kept because: ", row.why.map((why) => [el("span", { class: "tag busy" }, WHY[why]?.(row) ?? why), " "])));
     const told = (one) => (one.probability !== null ? percent(one.probability) : calibrated ? `by ${other}` : "");
     fill($("review-choices"), row.suggestions.slice(0, 9).map((one, k) => el("button",
       { type: "button", "data-key": `review-${k}`, "aria-keyshortcuts": String(k + 1), css: { "--share": one.probability ?? 0 } },
