@@ -13,6 +13,7 @@ from lifelist.deploy import enrol, examples
 from lifelist.deploy.workshop import Workshop, open_workshop
 from lifelist.exporter import answering, index, session
 from lifelist.exporter.errors import Failed
+from lifelist.exporter.imagery import LOOKS
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import decode
 from lifelist.exporter.provisional import HELD_OUT
@@ -224,6 +225,15 @@ def test_darkness_raises_an_alarm_after_two_windows_and_day_ends_it(world: World
         world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k))
         looks.look(NOON + 10 + k)
     assert "drift.brightness.short" not in raised(world)
+
+
+def test_a_version_keeps_how_large_its_held_out_images_came(tmp_path: Path) -> None:
+    workshop = open_workshop(settings(tmp_path, image_size=16, epochs=1))
+    assert learn(workshop, *NAMES[:2], count=30).state == "done"
+    assert workshop.live is not None
+    held = answering.held_out(workshop.registry, workshop.live)
+    assert held is not None
+    assert set(held.looks[:, LOOKS.index("size")].tolist()) == {3.0}  # log2 of 8 pixels; the model sees 16
 
 
 def test_images_of_another_size_raise_an_alarm_though_those_held_out_were_all_of_one(world: World) -> None:
