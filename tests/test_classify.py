@@ -476,6 +476,29 @@ def test_an_error_that_is_not_ours_says_nothing_but_where_to_look(registry: Regi
     site.close()
 
 
+NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "at_once"),
+    [(NOISE[:8, :8], True), (NOISE, False), (np.zeros((200, 200, 3), np.uint8), False)],
+    ids=["little", "many bytes", "few bytes, many pixels"],
+)
+def test_only_a_little_image_is_decoded_on_the_loop_and_each_gets_its_answer(
+    site: Site, monkeypatch: pytest.MonkeyPatch, image: np.ndarray, at_once: bool
+) -> None:
+    decoded_by, sized = set[str](), classify.sized
+
+    def noting(*given: Any) -> Any:
+        found = sized(*given)  # or raises: by whoever refuses it nothing is decoded
+        decoded_by.add(threading.current_thread().name)
+        return found
+
+    monkeypatch.setattr(classify, "sized", noting)
+    assert site.post(content=encoded(image)).status_code == 200
+    assert decoded_by == {threading.main_thread().name if at_once else "decode_0"}
+
+
 def test_the_loop_stays_free_while_images_are_decoded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     started, turned = threading.Event(), threading.Event()
     sized = classify.sized
@@ -488,7 +511,7 @@ def test_the_loop_stays_free_while_images_are_decoded(site: Site, monkeypatch: p
     async def decoded_beside_the_loop() -> None:
         transport = httpx.ASGITransport(site.replica.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-            image = encoded(np.zeros((8, 8, 3), np.uint8))
+            image = encoded(NOISE)
             task = asyncio.create_task(client.post("/v1/classify", files=[("i", ("a.png", image))]))
             while not task.done():
                 await asyncio.sleep(0)
