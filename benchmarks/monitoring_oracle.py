@@ -13,7 +13,7 @@ from lifelist.benchmarks.peers import installed
 from lifelist.exporter.answering import Answering, held_out
 from lifelist.exporter.errors import Failed
 
-PACKAGES = ("nannyml==0.13.1",)
+PACKAGES = ("nannyml==0.13.1", "statsmodels==0.15.0")  # which it imports, and does not ask for
 SCRIPT = Path(__file__).with_name("oracles") / "cbpe.py"
 
 Facts = dict[str, Any]
