@@ -225,7 +225,7 @@ async def _pixels(parts: Parts, sent: Images, preprocess: Preprocess) -> tuple[P
     if broken := [(place, error) for place, error in enumerate(found) if isinstance(error, LifelistError)]:
         raise _refusal(sent, broken)
     pixels, sides = zip(*(image for image in found if not isinstance(image, LifelistError)), strict=True)
-    return np.stack(pixels), sides
+    return np.stack(pixels) if len(pixels) > 1 else pixels[0][None], sides
 
 
 def _little(image: Encoded | Pixels, preprocess: Preprocess, limits: ImageLimits) -> _Decoded | None:

@@ -4,6 +4,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +36,14 @@ class Observations:
 
 
 _Key = tuple[int, AnswerKind, str]  # version, kind, precision
-_Row = tuple[str, float, int, Floats, Floats, Pixels, int]
+_Row = tuple[str, float, int, bytes, bytes, bytes, int]
+_Form = tuple[np.dtype[Any], tuple[int, ...]]
 
 
 @dataclass(slots=True)
 class _Sample:
     most: int
+    forms: list[_Form]  # of an image's logits, embedding and pixels
     answered: int = 0
     rows: list[_Row] = field(default_factory=list)
 
@@ -62,18 +65,19 @@ class Observed:
         if sample is None:
             while len(self._samples) >= MOST_SAMPLES:  # the oldest goes, of a version that hardly answers any more
                 del self._samples[next(iter(self._samples))]
-            each = answer.images[0].nbytes + answer.logits[0].nbytes + answer.embedding[0].nbytes
-            sample = self._samples[key] = _Sample(max(1, min(self.most, MOST_BYTES // each)))
+            one = answer.logits[0], answer.embedding[0], answer.images[0]
+            most = max(1, min(self.most, MOST_BYTES // sum(part.nbytes for part in one)))
+            sample = self._samples[key] = _Sample(most, [(part.dtype, part.shape) for part in one])
         for k, prediction_id in enumerate(ids):
             sample.answered += 1
             place = len(sample.rows)
             if place >= sample.most and (place := int(self._draw() * sample.answered)) >= sample.most:
                 continue
-            said = (
+            said = (  # bytes: to copy an array, NumPy lets go of the interpreter, and the event loop would wait for it
                 answer.rankings[k][0][0],
-                answer.logits[k].copy(),
-                answer.embedding[k].copy(),
-                answer.images[k].copy(),
+                answer.logits[k].tobytes(),
+                answer.embedding[k].tobytes(),
+                answer.images[k].tobytes(),
                 answer.sides[k],
             )
             sample.rows[place : place + 1] = [(prediction_id, time.time(), *said)]
@@ -81,7 +85,7 @@ class Observed:
     def take(self) -> list["Taken"]:
         """What was seen since the last time. Made into arrays by `arrays`, in any thread."""
         samples, self._samples = self._samples, {}
-        return [Taken(key, sample.answered, sample.rows) for key, sample in samples.items()]
+        return [Taken(key, sample.answered, sample.forms, sample.rows) for key, sample in samples.items()]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,19 +94,24 @@ class Taken:
 
     key: _Key
     answered: int
+    forms: list[_Form]
     rows: list[_Row]
 
     def arrays(self) -> Observations:
         """The same, column by column."""
-        ids, at, best, logits, embedding, images, sides = zip(*self.rows, strict=True)
+        ids, at, best, *parts, sides = zip(*self.rows, strict=True)
+        logits, embedding, images = (
+            np.frombuffer(b"".join(part), dtype).reshape(-1, *shape)
+            for part, (dtype, shape) in zip(parts, self.forms, strict=True)
+        )
         return Observations(
             *self.key,
             self.answered,
             ids,
             np.array(at),
             np.array(best, np.int64),
-            np.stack(logits),
-            np.stack(embedding),
-            np.stack(images),
+            logits,
+            embedding,
+            images,
             np.array(sides, np.int64),
         )
