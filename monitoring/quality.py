@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from scipy import stats
 
 from lifelist.exporter.errors import Missing
+from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
 from lifelist.monitoring import feedback, figures, tables, times
 from lifelist.monitoring.database import Database
@@ -66,7 +67,8 @@ def doubts(
 
     They assume that an answer which looks so sure is right as often as it was on held-out images. That fails where
     images are otherwise than those, or of a class that nobody has told of: tests for drift see it, in more windows than
-    the rate of their false alarms lets one expect. And it has failed where labels or probes say something else.
+    the rate of their false alarms lets one expect. It may fail for classes that had no held-out images. And it has
+    failed where labels or probes say something else.
     """
     every: tuple[Group, ...] = ("all", "class")
     asked = Asked(since - since % HOUR, until, every, ("estimated", "audit", "probe"), (version,))
@@ -75,7 +77,7 @@ def doubts(
     if "estimated" not in exact:
         return []
     estimate = share(exact["estimated"], registry)
-    found = list(_drifted(database, options, version, since, until))
+    found = [*_enrolled(registry.manifest(version)), *_drifted(database, options, version, since, until)]
     others = {"the audit": exact["audit"].share} if "audit" in exact else {}
     others["a probe of classes as they come"] = _as_traffic(of_hours)
     for what, other in others.items():
@@ -87,6 +89,15 @@ def doubts(
                 f"{estimate.ratio:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
             )
     return found
+
+
+def _enrolled(manifest: Manifest) -> Iterator[str]:
+    """A sentence if classes are answered of which there was no held-out image yet."""
+    if count := sum(entry.state == "enrolled" for entry in manifest.answerable):
+        yield (
+            f"{count} of {len(manifest.answerable)} classes were enrolled and not yet trained: there was no held-out "
+            "image of them, to see how often answers that look so sure are right"
+        )
 
 
 def _drifted(database: Database, options: MonitoringOptions, version: int, since: float, until: float) -> Iterator[str]:

@@ -108,8 +108,11 @@ def wait_until_ready(server: Server, timeout_s: float = 200) -> None:
 
 @contextlib.contextmanager
 def started(home: Path, *flags: str, port: int | None = None) -> Iterator[Server]:
-    """A server that answers. However the test ends, so does the server, and nothing of it is left."""
-    server = launch(home, *flags, port=port)
+    """A server that answers. However the test ends, so does the server, and nothing of it is left.
+
+    Its replicas do not wait for late queries when it ends (`launch` alone leaves that as it is): four seconds less.
+    """
+    server = launch(home, "--serving.drain-s", "0", *flags, port=port)
     try:
         wait_until_ready(server)
         yield server

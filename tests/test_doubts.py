@@ -24,11 +24,13 @@ SURE = tuple(np.linspace(0, 1, 51).tolist())
 class Place:
     """A database and a registry with one version of three classes, whose estimate says 90 % of 1,000 answers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, enrolled: Sequence[str] = ()) -> None:
         self.store = Store(f"sqlite:///{folder}/lifelist.db")
         self.registry = Registry(str(folder / "registry"))
         calibrated = Confidences(Confidence(2000, 1.0, SURE, SURE), None)
-        self.version = tiny_version(self.registry, BIRDS[:3], changes={"confidences": calibrated}).version
+        self.version = tiny_version(
+            self.registry, BIRDS[:3], enrolled=enrolled, changes={"confidences": calibrated}
+        ).version
         of_classes = [(0, 100), (1, 200), (2, 700)]
         rows = [("all", NONE, 1000), *(("class", class_id, images) for class_id, images in of_classes)]
         self.add([("estimated", group, class_id, images, 0.9) for group, class_id, images in rows])
@@ -54,6 +56,15 @@ class Place:
 
     def doubts(self, since: float = NOON - MINUTE, until: float = NOON + MINUTE) -> list[str]:
         return quality.doubts(self.store, self.registry, MonitoringOptions(), self.version, since, until)
+
+
+def test_classes_that_were_enrolled_are_a_doubt(tmp_path: Path) -> None:
+    place = Place(tmp_path, enrolled=BIRDS[3:5])
+    assert place.doubts() == [
+        "2 of 5 classes were enrolled and not yet trained: there was no held-out image of them, to see how often "
+        "answers that look so sure are right"
+    ]
+    place.store.close()
 
 
 @pytest.fixture

@@ -92,8 +92,8 @@ export class ClassTable {
   }
 
   row(row, place) {
-    const trend = row.trend === null ? el("span", { class: "quiet" }, "–") : el("span", { class: Math.abs(row.trend) < 0.0005 ? "quiet" : row.trend < 0 ? "falls" : "rises" },
-      `${row.trend < 0 ? "▼" : "▲"} ${signed(100 * row.trend)}`);
+    const [kind, arrow] = Math.abs(row.trend) < 0.0005 ? ["quiet", ""] : row.trend < 0 ? ["falls", "▼ "] : ["rises", "▲ "];
+    const trend = row.trend === null ? el("span", { class: "quiet" }, "–") : el("span", { class: kind }, arrow + signed(100 * row.trend));
     const recall = row.ratio === null ? el("span", { class: "quiet" }, "–")
       : el("span", { class: "figure" }, el("strong", {}, percent(row.ratio)), bar(row.low, row.ratio, row.high), el("small", {}, between(row.low, row.high)));
     return el("tr", { "aria-rowindex": place + 2, "data-row": row.id, "data-ratio": row.ratio, "data-images": row.images },

@@ -41,7 +41,7 @@ const whole = new Intl.NumberFormat("en");
 export const count = (value) => (value === null || value === undefined ? "–" : whole.format(value));
 export const percent = (share, digits = 1) => (share === null || share === undefined ? "–" : `${(100 * share).toFixed(digits)} %`);
 export const between = (low, high) => (low === null || low === undefined ? "" : `${(100 * low).toFixed(1)} … ${(100 * high).toFixed(1)} %`);
-export const signed = (value, digits = 1) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
+export const signed = (value, digits = 1) => (+value.toFixed(digits) === 0 ? "±" : value < 0 ? "−" : "+") + Math.abs(value).toFixed(digits);
 export const number = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(3)).toString());
 export const milliseconds = (seconds) => (seconds === null || seconds === undefined ? "–" : `${number(1000 * seconds)} ms`);
 
