@@ -36,7 +36,7 @@ epochs = {epochs}
 """
 KNOWN = 10  # of the classes of `turned-digits`: those that are upright
 CLIENTS = {"peak": 32, "half": 64}  # as many that their rests, and not the answers, decide when they ask
-PEAK_S, ENROL_S, LONG_S = 10, 60, 3600  # the peak is found in; a class is enrolled, and an increment trained, before
+ENROL_S, LONG_S = 60, 3600  # a class is enrolled, and an increment trained, before
 MANY = 1000  # more classes than there are: an answer then lists all that it can name
 LOOK_S = 0.01
 TYPE = {"Content-Type": "application/octet-stream"}
@@ -51,6 +51,7 @@ class Asked:
 
     repeats: int = 2  # increments under load, each with one without
     seconds: float = 20  # of load while nothing is learned
+    peak_seconds: float = 10  # of load to find the most that it takes, and then half of that
     epochs: int = 6  # of the increment
     classes: int = 10  # new ones
     images: int = 50  # at most, with which a class is enrolled
@@ -83,9 +84,9 @@ def measure(asked: Asked, tell: Tell) -> dict[str, Any]:
         _served(Path(folder), asked.epochs, tell) as url,
         Client(url, timeout_s=120) as client,
     ):
-        peak = _load(url, sent, PEAK_S).requests_per_second
+        peak = _load(url, sent, asked.peak_seconds).requests_per_second
         rate = peak / 2
-        rate *= rate / _load(url, sent, PEAK_S, rate).requests_per_second  # answers take time beside the rests
+        rate *= rate / _load(url, sent, asked.peak_seconds, rate).requests_per_second  # answers take time, too
         tell(f"{peak:,.0f} requests a second at most; half of them from here on")
         waits = [_enrolled(client, url, sent, rate, name, images[name][: asked.images], tell) for name in new]
         for name in new:
