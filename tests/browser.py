@@ -32,7 +32,10 @@ FLAGS = (
     "--hide-scrollbars",
 )
 
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+needs_chromium = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="there is no chromium, chromium-browser or google-chrome on PATH (Debian: apt install chromium)",
+)
 
 
 class Page:
