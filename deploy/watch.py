@@ -4,6 +4,8 @@ Two threads of the worker: one looks, and starts increments; the other calls web
 """
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +26,7 @@ from lifelist.serving import keys, prediction
 from lifelist.serving.observed import Observations
 from lifelist.serving.prediction import key_in
 
+NICENESS = 15  # answers come first, and what the rest of the worker does
 TIMEOUT_S = 5.0  # for the replicas to hand over what they saw
 MOST_PAUSE_S = 60.0  # between looks that fail
 POST_EVERY_S = 1.0  # looks for notices to send
@@ -89,6 +92,8 @@ def _watching(settings: Settings, workshop: Workshop) -> Callable[[float], None]
 
 
 def _again_and_again(name: str, look: Callable[[float], object], every_s: float) -> None:
+    if sys.platform == "linux":  # where a thread has a niceness of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
     pause = every_s
     while True:
         time.sleep(pause)
