@@ -95,7 +95,7 @@ export class ClassTable {
     const [kind, arrow] = Math.abs(row.trend) < 0.0005 ? ["quiet", ""] : row.trend < 0 ? ["falls", "▼ "] : ["rises", "▲ "];
     const trend = row.trend === null ? el("span", { class: "quiet" }, "–") : el("span", { class: kind }, arrow + signed(100 * row.trend));
     const recall = row.ratio === null ? el("span", { class: "quiet" }, "–")
-      : el("span", { class: "figure" }, el("strong", {}, percent(row.ratio)), bar(row.low, row.ratio, row.high), el("small", {}, between(row.low, row.high)));
+      : el("span", { class: "figure" }, el("strong", {}, percent(row.ratio)), bar(row.low, row.ratio, row.high), el("small", {}, `${between(row.low, row.high)}, n ${count(row.images)}`));
     return el("tr", { "aria-rowindex": place + 2, "data-row": row.id, "data-ratio": row.ratio, "data-images": row.images },
       el("th", { scope: "row" }, el("button", { class: "link", "data-class": row.id, onclick: () => this.detail(row) }, row.name), row.isNew && el("span", { class: "tag" }, "new"),
         row.state === "enrolled" && el("span", { class: "tag" }, "enrolled")),
