@@ -272,7 +272,8 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder."""
     home = tmp_path_factory.mktemp("ray")
     for name in ("killed", "orphaned", "cancelled", "broken"):
-        write_task(home / name, replace(chain()[1], options=replace(SHARED, epochs=6)))
+        epochs = 60 if name == "cancelled" else 6  # longer than it takes until somebody looks
+        write_task(home / name, replace(chain()[1], options=replace(SHARED, epochs=epochs)))
     (home / "broken" / "images.json").write_bytes(b"[]")
     command = [sys.executable, "-c", STORY, secrets.token_hex(8), str(home), str(Path(__file__).parent)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
