@@ -277,7 +277,7 @@ def unsure(server: Server, count: int = 6) -> int:
     waits, kept = queue(server.settings, server.workshop), 0
     for one in server.observed():
         loaded = session.load(server.workshop.registry, one.version, provider="cpu")
-        found, _ = seen.see(loaded, one.kind, one.logits, one.embedding, looks(one.images))
+        found, _ = seen.see(loaded, one.kind, one.logits, one.embedding, looks(one.images, one.sides))
         kept += waits.keep(loaded, one, found, time.time())
     return kept
 

@@ -34,7 +34,7 @@ def test_the_stages_of_a_query_add_up_to_its_latency() -> None:
         assert (found["decode"] > 5) == (cell["case"] == PNG.name)
         cores = cell["cores_us"]
         assert min(cores[who] for who in ("generator", "proxy", "loop", "lanes", "others")) > 1, cores
-        assert (cores["decoders"] > 5) == (cell["case"] == PNG.name)
+        assert cores["decoders"] < 5  # an image so little is decoded by the event loop
         assert cores["nobody"] > -0.05 * sum(cores.values())  # no more was spent than there is
     assert 0 < sum(facts["idle_cores"].values()) < 2
 
