@@ -46,7 +46,7 @@ STAGES = {  # in the order in which a query goes through them
 WHO = {  # what works at a time
     "generator": "wrk",
     "proxy": "HAProxy",
-    "loop": "the replica's event loop: HTTP, limits, answers",
+    "loop": "the replica's event loop: HTTP, limits, answers, and little images",
     "decoders": "the replica's threads that decode",
     "lanes": "the replica's threads that run the model",
     "rest": "the replica's other threads: ONNX Runtime's own, Ray's",
