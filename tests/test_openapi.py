@@ -123,10 +123,10 @@ def loaded(server: Server, answer: str, requests: int, *phases: str, key: str = 
                 case.path_parameters = {"prediction_id": kept.pop(0) if case.method == "POST" else kept[-1]}
                 case.body = {"class": "robin"} if case.method == "POST" else case.body
             return case
-        elif drawn % 2:
+        elif (turn if case.path_parameters else drawn) % 2:
             return case
-        elif case.path_parameters:
-            case.path_parameters = dict.fromkeys(case.path_parameters, drawn // 2 % 4 + 1)
+        elif case.path_parameters:  # by turns too: a route may know few numbers
+            case.path_parameters = dict.fromkeys(case.path_parameters, 4 - turn // 2 % 4)
         if case.path.endswith("/infer"):
             about = (oip.HEADER.lower(), "content-encoding")  # of a body that is another now
             other = {name: value for name, value in (case.headers or {}).items() if name.lower() not in about}
