@@ -19,6 +19,12 @@ def label(desk: Desk, prediction_id: str, truth: str | int, via: str = "") -> Ju
     try:
         made = prediction.open(desk.key, prediction_id)
         version = workshop.registry.manifest(made.version)
+        titles = {entry.id: entry.name for entry in version.classes}
+        if made.class_id not in titles:  # the registry is another than when it was answered
+            raise BadInput(
+                f"prediction_id {prediction_id[:80]!r} is of an answer with class {made.class_id}, which version "
+                f"{made.version} in this registry does not have; was the registry replaced since?"
+            )
     except LifelistError:
         counted.labels("orphan").inc()
         raise
@@ -32,7 +38,6 @@ def label(desk: Desk, prediction_id: str, truth: str | int, via: str = "") -> Ju
     outcome = feedback.judge(version)(made.class_id, known.id)
     told = outcome if is_news else "duplicate"
     desk.quality.labelled(prediction_id, told, at - made.at, audit=is_news and made.weight > 0 and not via)
-    titles = {entry.id: entry.name for entry in version.classes}
     return {
         "version": made.version,
         "predicted": {"id": made.class_id, "name": titles[made.class_id]},

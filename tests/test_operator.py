@@ -21,12 +21,15 @@ from parts_http import Cutter
 from parts_operator import Server, bird, files, play, serving, take_step, tell_epoch
 
 from lifelist.client.blocking import Client
+from lifelist.client.errors import RequestFailed
 from lifelist.deploy import enrol, examples, operator, uploads
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadInput, Conflict, TooLarge, Unavailable
 from lifelist.exporter.manifest import Check
-from lifelist.serving import openapi
+from lifelist.monitoring import feedback
+from lifelist.serving import openapi, prediction
 from lifelist.serving.catalog import Catalog
+from lifelist.serving.prediction import Prediction
 
 
 @pytest.fixture
@@ -469,6 +472,18 @@ def test_feedback_counts_for_the_version_that_answered(client: Client, server: S
     assert metric(client, "lifelist_accuracy_ratio", group="all", version="1") == 1.0
     assert metric(client, "lifelist_feedback_total", outcome="correct") == 2
     assert metric(client, "lifelist_feedback_total", outcome="wrong") == 1
+
+
+def test_an_answer_with_a_class_that_its_version_does_not_have_is_refused_and_not_recorded(
+    client: Client, server: Server
+) -> None:
+    """As where the registry was replaced, and the home stayed."""
+    made = Prediction(1, 99, "linear", time.time())
+    foreign = prediction.seal(prediction.key_in(server.settings.secret_file), made)
+    with pytest.raises(RequestFailed, match="class 99, which version 1 in this registry does not have"):
+        client.feedback(foreign, "heron")
+    assert feedback.history(server.workshop.store, foreign) == []
+    assert metric(client, "lifelist_feedback_total", outcome="orphan") == 1
 
 
 def test_a_class_that_the_version_could_not_know_counts_apart(client: Client) -> None:
