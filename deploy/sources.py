@@ -60,11 +60,15 @@ class Key:
         return typing.get_args(self.kind) if isinstance(self.kind, types.UnionType) else (self.kind,)
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """Of a list of models: the type of each of their fields, by name."""
+        inside = [part for part in typing.get_args(self.kind) if isinstance(part, type) and issubclass(part, BaseModel)]
+        return {name: field.annotation for model in inside for name, field in model.model_fields.items()}
+
+    @property
     def is_secret(self) -> bool:
         """Whether it is a secret, or a list of what has some."""
-        inside = [part for part in typing.get_args(self.kind) if isinstance(part, type) and issubclass(part, BaseModel)]
-        fields = [field for model in inside for field in model.model_fields.values()]
-        return SecretStr in (self.kind, *(field.annotation for field in fields))
+        return SecretStr in (self.kind, *self.fields.values())
 
     def parsed(self, text: str) -> Any:
         """What a text from the environment or the command line stands for; pydantic judges it later."""
@@ -193,11 +197,15 @@ def _line(problem: Any, sources: Mapping[str, str]) -> str:
     """One line for one of pydantic's errors: which key, from where, what is wrong, what it was."""
     name = ".".join(str(part) for part in problem["loc"])
     key = next((known for known in sources if name == known or name.startswith(f"{known}.")), name)
+    source = sources.get(key, "the settings")
+    if problem["type"] == "extra_forbidden":  # only in a list: elsewhere names are looked at before values are
+        known = list(keys()[key].fields) if key in keys() else []
+        return f"{name} (from {source}) is not a setting.{nearest(str(problem['loc'][-1]), known)}"
     rule = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     whole = isinstance(problem["input"], Mapping | list | tuple)  # of a webhook, say, with its secret in it
     may_be_secret = name.endswith(".secret") or (whole and key in keys() and keys()[key].is_secret)
     given = "what is given" if may_be_secret else repr(problem["input"])
-    return f"{name} {rule}, not {given} (from {sources.get(key, 'the settings')})"
+    return f"{name} {rule}, not {given} (from {source})"
 
 
 def _flags() -> list[str]:

@@ -221,3 +221,22 @@ def test_what_is_wrong_with_a_webhook_is_told_without_its_secret(hooks: object, 
     with pytest.raises(BadSetting, match="webhooks") as refused:
         load([], {"LIFELIST_WEBHOOKS": text}, tmp_path)
     assert "very-secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "message"),
+    [
+        (
+            "webhooks",
+            {"url": "http://127.0.0.1/a", "secret": "very-secret-indeed", "kind": "swap"},
+            r"webhooks\.0\.kind \(from environment LIFELIST_WEBHOOKS\) is not a setting\. Did you mean kinds\?",
+        ),
+        ("gate", {"check": "classes", "min_image": 3}, r"gate\.0\.min_image .* is not a setting.* mean min_images\?"),
+    ],
+)
+def test_what_is_no_setting_within_a_list_is_told_as_elsewhere(
+    name: str, row: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSetting, match=message) as refused:
+        load([], {f"LIFELIST_{name.upper()}": json.dumps([row])}, tmp_path)
+    assert "very-secret" not in str(refused.value)
