@@ -32,7 +32,7 @@ from lifelist.exporter.errors import BadInput, Unavailable
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry
 from lifelist.monitoring import confusions, figures, notices, quality, times
-from lifelist.monitoring.figures import NONE
+from lifelist.monitoring.figures import HOUR, NONE
 from lifelist.monitoring.quality import Asked
 
 routes = APIRouter(tags=["quality"])
@@ -63,7 +63,8 @@ Wanted = Annotated[Asked, Depends(_wanted)]
 def quality_of(workshop: With, asked: Wanted) -> QualityOf:
     """How right the answers of a time were: by the version that gave them, by source, of all, old and new classes.
 
-    `group=class` has a row for each class: its recall. Where an estimate may be wrong, `doubts` says why.
+    `group=class` has a row for each class: its recall. Classes are counted by the hour, so their time is one of whole
+    hours up to now, which `since` and `until` in the answer name. Where an estimate may be wrong, `doubts` says why.
     """
     live = _live(workshop)
     found = quality.totals(workshop.store, workshop.registry, asked)
@@ -211,6 +212,9 @@ def _asked(since: str, until: str | None, group: Any = None, source: Any = None,
     begins, ends = times.moment(since, now), now if until is None else times.moment(until, now)
     if begins >= ends:
         raise BadInput(f"since ({times.text(begins)}) should be before until ({times.text(ends)})")
+    if group == "class":  # by the hour: one that has begun by `since` is in it, and in no time that ends there
+        begins -= begins % HOUR
+        ends = ends if until is None else max(ends - ends % HOUR, begins + HOUR)
     return Asked(
         since=begins,
         until=ends,
