@@ -30,6 +30,7 @@ from lifelist.serving.metrics import OTHER
 
 OUTCOMES = (*get_args(feedback.Outcome), *feedback.OTHERWISE)
 LAG = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400, 90 * 86_400)  # seconds
+TRIED_EVERY_S = 5.0  # at most: many may ask for metrics, some every second
 HOLDS = 20  # times as long as it took to find out, what is said of classes holds: there may be many
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Quality(Collector):
             self.labels.labels(outcome)
         self._notices = Counter(dict.fromkeys(KINDS, 0))  # a counter that begins at 1 has not increased
         self._noticed = next((one.id for one in notices.told(store, limit=1)), 0)
+        self._writable = (0.0, False)  # until when it holds; whether the database takes a write
         self._classes: tuple[float, int, list[Metric]] = (0.0, 0, [])  # until when, of which version, what is said
         self.calibration_error = functools.lru_cache(8)(self._calibration_error)
         self.exemplars = functools.lru_cache(2)(self._exemplars)
@@ -82,11 +84,20 @@ class Quality(Collector):
             self.audited.inc()
 
     def collect(self) -> Iterator[Metric]:
-        """What the database says; without it, that it is away."""
+        """What the database says; without it, that it is away; and whether it takes a write."""
         up = GaugeMetricFamily("lifelist_database_up", "Whether the database can be read.")
         found = readable(self._collected())
         up.add_metric([], bool(found))
-        yield from (up, *found)
+        writable = GaugeMetricFamily("lifelist_database_writable", "Whether the database takes a write.")
+        writable.add_metric([], self._takes_a_write())
+        yield from (up, writable, *found)
+
+    def _takes_a_write(self) -> bool:
+        until, found = self._writable
+        if time.monotonic() >= until:
+            found = self.store.is_writable()
+            self._writable = time.monotonic() + TRIED_EVERY_S, found
+        return found
 
     def _collected(self) -> Iterator[Metric]:
         """Accuracy of the last day, by version, source and group; classes; drift; alarms; notices; losses."""

@@ -4,6 +4,7 @@ Every method is one transaction. A rollout is only ever moved from the state tha
 so two processes that carry the same one cannot both take a step.
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from lifelist.monitoring import times
 
 QUEUED = "queued"  # the state before the first step
 SETTLED = frozenset({"swap", "tidy"})  # live is moving or has moved: too late to cancel
+
+log = logging.getLogger(__name__)
 
 
 class Store:
@@ -39,6 +42,15 @@ class Store:
         """A transaction that only reads: it neither waits for a writer nor makes one wait."""
         with self.engine.connect() as connection:
             yield connection.execution_options(only_reads=True)
+
+    def is_writable(self) -> bool:
+        """Whether a small write succeeds now: the database is neither away nor full, nor locked for a second."""
+        try:
+            tables.heartbeat(self.engine)
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("database.refused", extra={"facts": {"reason": str(error)}})
+            return False
+        return True
 
     def exclusive(self) -> AbstractContextManager[bool]:
         """The one lock of those who carry rollouts: whether it was got. It dies with the process that holds it."""

@@ -11,9 +11,12 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from lifelist.exporter.errors import BadSetting, Conflict
 from lifelist.monitoring import tables as watched
+from lifelist.monitoring import times
+from lifelist.monitoring.database import put
 
 SCHEMA_VERSION = 3
 BUSY_TIMEOUT_MS = 30_000  # how long a writer waits for another one's transaction
+HEARTBEAT_TIMEOUT_MS = 1000  # how long one does that only tries whether it can write
 LOCK_KEY = 0x11FE115  # PostgreSQL's advisory locks are numbers: this one is ours, and the next
 
 metadata = sa.MetaData()
@@ -154,6 +157,24 @@ def exclusive(engine: sa.Engine) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def heartbeat(engine: sa.Engine) -> None:
+    """Write down that we are here. SQLAlchemyError if the database is full, away, or locked for more than a second."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            _wait_for_others(connection, min(HEARTBEAT_TIMEOUT_MS, BUSY_TIMEOUT_MS))
+        try:
+            with connection.begin():  # a time is another each time: SQLite would not write a row that stays as it is
+                put(connection, watched.heartbeats, [{"process": "operator", "at": times.now()}])
+        finally:
+            if engine.dialect.name == "sqlite":
+                _wait_for_others(connection, BUSY_TIMEOUT_MS)
+
+
+def _wait_for_others(connection: sa.Connection, most_ms: int) -> None:
+    driver: Any = connection.connection.driver_connection  # itself, as this begins no transaction
+    driver.execute(f"PRAGMA busy_timeout={most_ms}")
 
 
 _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {

@@ -114,6 +114,14 @@ losses = sa.Table(
     sa.Column("lost", sa.Integer, nullable=False),
 )
 
+# When a process last tried whether the database takes a write.
+heartbeats = sa.Table(
+    "heartbeats",
+    metadata,
+    sa.Column("process", sa.String(16), primary_key=True),
+    sa.Column("at", sa.String(32), nullable=False),
+)
+
 # How many of the answers that were looked at seemed unknown; `at`: where ten minutes begin.
 unknowns = sa.Table(
     "unknowns",

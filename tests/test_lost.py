@@ -144,6 +144,39 @@ def test_a_full_disk_costs_what_cannot_be_written_and_no_more(tmp_path: Path, lo
     assert "it works again" in told[0]
 
 
+def try_on_a_full_disk(url: str, results: Any) -> None:
+    """Whether the database is writable while it is, while no file can grow, and again after that."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    store, found = Store(url), []
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit in (hard, 0, 0, hard, hard):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        found.append(store.is_writable())
+    results.put((found, store_is_sound(store)))
+
+
+def test_a_full_disk_is_seen_while_it_is_full_and_no_longer(tmp_path: Path) -> None:
+    forks = multiprocessing.get_context("spawn")
+    results = forks.Queue()
+    process = forks.Process(target=try_on_a_full_disk, args=(f"sqlite:///{tmp_path / 'lifelist.db'}", results))
+    process.start()
+    found, sound = results.get(timeout=60)
+    process.join(30)
+    assert found == [True, False, False, True, True]
+    assert sound
+
+
+def test_to_try_a_write_takes_a_second_and_leaves_other_writers_their_patience(tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path / 'lifelist.db'}")
+    with locked(tmp_path / "lifelist.db"):
+        began = time.monotonic()
+        assert not store.is_writable()
+        assert time.monotonic() - began < 5  # in place of 30
+    assert store.is_writable()
+    with store.writing() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar() == tables.BUSY_TIMEOUT_MS
+
+
 def mounted(folder: Path, size: str) -> bool:
     """Whether a small tmpfs could be mounted there."""
     folder.mkdir()
@@ -208,8 +241,11 @@ def test_the_operator_says_503_while_the_database_is_locked_and_metrics_go_on(
             with pytest.raises(Unavailable, match="the database cannot be used now: locked, full, or away"):
                 client.feedback(made, "heron")
             assert client.classify(encoded(tiny_images()[0]))["version"] == 1
-            assert "lifelist_database_up 1.0" in client.metrics()  # it can be read
+            page = client.metrics()
+            assert "lifelist_database_up 1.0" in page  # it can be read
+            assert "lifelist_database_writable 0.0" in page
         assert client.feedback(made, "heron")["correct"]
+        eventually(lambda: "lifelist_database_writable 1.0" in client.metrics())
         for name in ("lifelist.db", "lifelist.db-wal"):
             file = server.settings.home / name
             file.write_bytes(b"no database at all" * 1000)

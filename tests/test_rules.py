@@ -66,6 +66,18 @@ CASES = {
         {COUNTS: rising(900), ERRORS: rising(7)}, {COUNTS: rising(900), ERRORS: rising(4)}
     ),
     "LifelistLatencyHigh": Case(quick(0.98), quick(0.995)),
+    "LifelistDatabaseNotWritable": Case(
+        {"lifelist_database_up": flat(1), "lifelist_database_writable": flat(0)},
+        {"lifelist_database_up": flat(1), "lifelist_database_writable": flat(1)},
+    ),
+    "LifelistMonitoringLost": Case(
+        {
+            'lifelist_monitoring_lost_total{what="answers"}': f"0x415 10x{MINUTES}",
+            'lifelist_monitoring_lost_total{what="images"}': flat(0),
+        },
+        {'lifelist_monitoring_lost_total{what="answers"}': flat(10)},
+        {"what": "answers"},
+    ),
     "LifelistAccuracyFell": Case(
         {'lifelist_alarm{alarm="accuracy.old"}': flat(1)},
         {'lifelist_alarm{alarm="accuracy.old"}': flat(0), 'lifelist_alarm{alarm="drift.margin.short"}': flat(1)},

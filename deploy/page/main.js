@@ -27,6 +27,8 @@ let seen = {}; // the latest answers, for what is drawn anew without asking
 async function lookAtTraffic() {
   const found = traffic.look(await text("metrics"), Date.now());
   traffic.draw();
+  if (traffic.now.writable) troubles.delete(traffic);
+  else troubles.set(traffic, "The database takes no write: it is locked, full or away. Queries are answered; labels and examples are not taken, and figures stand still.");
   const version = found?.version ?? null;
   say("live", version === null ? "no version is live" : `version ${version}`);
   say("live-more", found ? `${count(Number(found.classes))} classes, answers by ${found.answer.replace("_", " ")}, ${found.provider} ${found.precision}` : "");
@@ -123,7 +125,7 @@ function say(id, message) {
   if ($(id).textContent !== message) $(id).textContent = message; // said again, it would be read out again
 }
 
-// What went wrong when it was done last, by task.
+// What went wrong when it was done last, by task; of the traffic itself, what it says of the database.
 const troubles = new Map();
 
 function said() {

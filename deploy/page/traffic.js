@@ -4,7 +4,7 @@ import { chart } from "./charts.js";
 import { $, count, el, fill, milliseconds, number, percent } from "./dom.js";
 
 const KEPT_MS = 5 * 60e3;
-const SAMPLE = /^(lifelist_(?:requests_total|request_duration_seconds_bucket|inflight_requests|queued_images|live_version_info|replicas_reporting))(\{.*\})? (\S+)$/gm;
+const SAMPLE = /^(lifelist_(?:requests_total|request_duration_seconds_bucket|inflight_requests|queued_images|live_version_info|replicas_reporting|database_writable))(\{.*\})? (\S+)$/gm;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
 
 // The samples that the page uses: [{name, labels, value, series}].
@@ -42,7 +42,7 @@ export class Traffic {
       this.counters.set(sample.series, sample.value);
       return sample.value >= before ? sample.value - before : sample.value; // it fell: a replica started anew
     };
-    let all = 0, errors = 0, refused = 0, inflight = 0, queued = 0, live = null, replicas = 0;
+    let all = 0, errors = 0, refused = 0, inflight = 0, queued = 0, live = null, replicas = 0, writable = true;
     const buckets = {};
     for (const sample of samples) {
       const { name, labels, value } = sample;
@@ -56,6 +56,7 @@ export class Traffic {
       } else if (name === "lifelist_inflight_requests") inflight += value;
       else if (name === "lifelist_queued_images") queued += value;
       else if (name === "lifelist_replicas_reporting") replicas = value;
+      else if (name === "lifelist_database_writable") writable = value === 1;
       else if (name === "lifelist_live_version_info") live = { ...labels, version: Number(labels.version) };
     }
     const seconds = this.last === null ? null : (at - this.last) / 1000;
@@ -65,7 +66,7 @@ export class Traffic {
       this.looks.push({ at, rate: all / seconds, requests: all, errors: share(errors), refused: share(refused), p50: quantile(0.5, buckets), p99: quantile(0.99, buckets) });
       this.looks = this.looks.filter((look) => at - look.at <= KEPT_MS);
     }
-    this.now = { inflight, queued, replicas };
+    this.now = { inflight, queued, replicas, writable };
     return live;
   }
 
