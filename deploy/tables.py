@@ -161,20 +161,26 @@ def exclusive(engine: sa.Engine) -> Iterator[bool]:
 
 def heartbeat(engine: sa.Engine) -> None:
     """Write down that we are here. SQLAlchemyError if the database is full, away, or locked for more than a second."""
-    with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            _wait_for_others(connection, min(HEARTBEAT_TIMEOUT_MS, BUSY_TIMEOUT_MS))
-        try:
-            with connection.begin():  # a time is another each time: SQLite would not write a row that stays as it is
-                put(connection, watched.heartbeats, [{"process": "operator", "at": times.now()}])
-        finally:
-            if engine.dialect.name == "sqlite":
-                _wait_for_others(connection, BUSY_TIMEOUT_MS)
+    row = {
+        "process": "operator",
+        "at": times.now(),
+    }  # another each time: SQLite does not write a row that stays as it is
+    with engine.connect() as connection, _hurried(connection), connection.begin():
+        put(connection, watched.heartbeats, [row])
 
 
-def _wait_for_others(connection: sa.Connection, most_ms: int) -> None:
+@contextmanager
+def _hurried(connection: sa.Connection) -> Iterator[None]:
+    """Of SQLite, which has one writer at a time: it is waited for less long."""
+    if connection.dialect.name != "sqlite":
+        yield
+        return
     driver: Any = connection.connection.driver_connection  # itself, as this begins no transaction
-    driver.execute(f"PRAGMA busy_timeout={most_ms}")
+    driver.execute(f"PRAGMA busy_timeout={min(HEARTBEAT_TIMEOUT_MS, BUSY_TIMEOUT_MS)}")
+    try:
+        yield
+    finally:
+        driver.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
 
 
 _ENGINE_OPTIONS: dict[str, dict[str, Any]] = {

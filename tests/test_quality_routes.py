@@ -18,10 +18,7 @@ NOON = 1_800_000_000.0 - 1_800_000_000 % HOUR
 def server(tmp_path: Path) -> Iterator[Server]:
     """Of class 1, ten gate images in each of three hours, of which one, two and three were answered right."""
     with serving(tmp_path) as made:
-        rows = [
-            Figure(times.text(NOON + k * HOUR), HOUR, 1, "probe", "class", 1, 10, 10, k + 1, 10)
-            for k in range(3)
-        ]
+        rows = [Figure(times.text(NOON + k * HOUR), HOUR, 1, "probe", "class", 1, 10, 10, k + 1, 10) for k in range(3)]
         with made.workshop.store.writing() as connection:
             figures.add(connection, rows)
         yield made
