@@ -296,6 +296,16 @@ def test_weight_aligning_gives_new_rows_the_mean_length_of_the_old_and_leaves_th
     assert torch.equal(net.head.weight[:3], old["head.weight"][:3])
 
 
+@pytest.mark.parametrize(("length", "told"), [(4.0, []), (1.0, []), (0.5, ["alignment.unusual"])])
+def test_new_rows_that_aligning_makes_longer_are_told(length: float, told: list[str]) -> None:
+    events: list[Event] = []
+    net, increment = an_increment("wa", events=events)
+    with torch.no_grad():
+        net.head.weight[3:] *= length * net.head.weight[:3].norm(dim=1).mean() / net.head.weight[3:].norm(dim=1).mean()
+    rebalance.weight_aligning(net, increment)
+    assert [e["what"] for e in events if e["kind"] == "warning"] == told
+
+
 def test_the_checkpoint_of_wa_is_the_aligned_network_and_has_no_correction() -> None:
     task, _ = bic()[1]
     learned = learn(replace(task, options=replace(task.options, method="wa")))

@@ -22,6 +22,7 @@ from lifelist.training.threads import one_thread
 RIDGE = 0.05  # of beta²; the authors' code adds 0.1·beta²/2
 LARGEST_ALPHA = 4.0  # published values are 0.4 … 0.8; where hold-out images are separable, the minimum is at infinity
 USUAL_ALPHA = (0.2, 2.0)  # a fit outside is a sign of too few hold-out images, or of a training that went wrong
+LARGEST_GAMMA = 1.1  # published training leaves new rows the longer ones: gamma is below 1
 LEAST_HOLDOUT = 2  # images of each class, below which the fit is noise (B17)
 RHOS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the ridge method: tried where there are hold-out images …
 RHO = 1e-3  # … and taken where there are none
@@ -208,6 +209,13 @@ def weight_aligning(network: Network, increment: Increment) -> None:
     weight = network.head.weight
     gamma = weight[: increment.n].norm(dim=1).mean() / weight[increment.n :].norm(dim=1).mean()
     weight[increment.n :] *= gamma
+    if gamma > LARGEST_GAMMA:
+        increment.run.warn(
+            "alignment.unusual",
+            f"new rows are made {gamma:.2f} times as long, and below 1 is usual: training left them short, "
+            "and aligning now favours new classes. Compare the accuracy before correction; train for longer, or choose "
+            "method bic",
+        )
 
 
 def class_means(network: Network, increment: Increment) -> None:
