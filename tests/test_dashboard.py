@@ -1,11 +1,13 @@
 """The page at /dashboard in a real Chromium: its figures are the API's, it follows what happens, and stays smooth."""
 
 import io
+import itertools
 import json
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -273,6 +275,17 @@ def test_a_swap_appears_within_seconds_made_by_others_or_by_the_page(site: Serve
 
 
 @needs_chromium
+def test_of_swaps_that_stand_close_on_a_chart_the_last_is_named(site: Server, page: Page) -> None:
+    for number in (3, 4, 2):
+        notices.tell(site.workshop.store, "swap", "close to the next", number)
+    page.open(f"{site.url}/dashboard")
+    page.wait("document.querySelector('#chart-accuracy').innerHTML.includes('>v2</text>')", 10)
+    boxes = page.each("#chart-accuracy .mark text", "[e.getBoundingClientRect().left, e.getBoundingClientRect().right]")
+    assert len(boxes) < len(page.each("#chart-accuracy .mark line", "1"))
+    assert all(right < left for (_, right), (left, _) in itertools.pairwise(sorted(boxes)))
+
+
+@needs_chromium
 def test_training_goes_on_before_ones_eyes(site: Server, page: Page) -> None:
     running = site.workshop.store.open_rollouts()[0]
     tell_epoch(site.workshop, running, 8, 20)
@@ -482,33 +495,41 @@ def test_a_thousand_classes_stay_smooth(tmp_path: Path, browser: Page) -> None:
         assert browser.run("document.querySelectorAll('#classes-table tr').length") < 60
         assert browser.run("document.querySelector('#classes-table').getAttribute('aria-rowcount')") == "1001"
         measured = browser.run("""new Promise(async (done) => {
-            const tasks = [], frames = [], seen = new Set();
-            const note = (list) => tasks.push(...list.getEntries().map((one) => one.duration));
-            new PerformanceObserver(note).observe({ entryTypes: ["longtask"] });
+            const still = [], moving = [], seen = new Set();
             const scroller = document.querySelector("#class-rows");
-            let last = performance.now();
-            for (let k = 0; k < 120; k++) {
-                scroller.scrollTop += 433;
+            const frame = async (times) => {
+                const began = performance.now();
                 await new Promise(requestAnimationFrame);
-                const now = performance.now();
-                frames.push(now - last);
-                last = now;
+                times.push(performance.now() - began);
+            };
+            for (let k = 0; k < 120; k++) {
+                await frame(still);
+                scroller.scrollTop += 433;
+                await frame(moving);
                 for (const row of document.querySelectorAll("[data-row]")) seen.add(row.dataset.row);
             }
             await new Promise((resolve) => setTimeout(resolve, 200));
-            frames.sort((a, b) => a - b);
             const end = scroller.scrollTop + scroller.clientHeight >= scroller.scrollHeight - 1;
-            done({ tasks, median: frames[60], worst: frames[114], seen: seen.size, end });
+            done({ still, moving, seen: seen.size, end });
         })""")
         assert measured["end"]
         assert measured["seen"] == MANY  # whoever scrolls sees every class
-        assert measured["median"] < 34, measured  # milliseconds between frames: 60 a second, or 30 beside another test
-        assert max(measured["tasks"], default=0) < 200, measured
-        sorting = browser.run("""(() => { const began = performance.now();
-            document.querySelector("th[data-by=name] button").click();
-            document.body.offsetHeight;
-            return performance.now() - began; })()""")
-        assert sorting < 100
+        assert median(measured["moving"]) < 2 * median(measured["still"])  # no frame is left out for it
+        sorting, showing_all = browser.run("""(() => {
+            const timed = (act) => {
+                const began = performance.now();
+                act();
+                document.body.offsetHeight;
+                return performance.now() - began;
+            };
+            const row = document.querySelector("[data-row]"), all = document.createElement("table");
+            const rows = Array.from({ length: 1000 }, () => row.cloneNode(true));
+            return [
+                timed(() => document.querySelector("th[data-by=name] button").click()),
+                timed(() => { all.append(...rows); document.body.append(all); }),
+            ];
+        })()""")
+        assert sorting < showing_all
         browser.run("document.querySelector('#class-filter').value = '0777'")
         browser.run("document.querySelector('#class-filter').dispatchEvent(new Event('input')) && null")
         assert browser.text("#class-count") == "1 of 1,000 classes"

@@ -2,10 +2,10 @@
 
 import { clock, count, el, svg, table } from "./dom.js";
 
-const HIGH = 200, LEFT = 46, RIGHT = 16, TOP = 16, BOTTOM = 24; // pixels
+const HIGH = 200, LEFT = 46, RIGHT = 16, TOP = 16, BOTTOM = 24, NAME = 30; // pixels; the last is what the name of a mark takes
 
 // series: [{name, colour, runs: [[{at, value, low, high, note}]]}], a run is drawn without a gap; at in milliseconds.
-// marks: [{at, text}]. show: value → text. range: [low, high] of values, or undefined: from 0 to the highest.
+// marks: [{at, text}]: of those that stand close the last is named. show: value → text. range: [low, high] of values, or undefined: from 0 to the highest.
 export function chart(figure, { title, series, marks = [], from, to, show, range, empty }) {
   const points = series.flatMap((one) => one.runs.flat());
   const drawn = JSON.stringify([series, marks, Math.round((to - from) / 1000), points.length ? to : 0, figure.clientWidth]);
@@ -30,7 +30,7 @@ export function chart(figure, { title, series, marks = [], from, to, show, range
       "aria-label": `${title}. ${summary(series, show)} Left and right arrow keys read it out.` },
     grid(bottom, top, y, wide, show), times(from, to, x),
     series.map((one) => svg("g", { class: `series ${one.colour}` }, one.runs.map((run) => drawnRun(run, x, y)))),
-    marks.filter((mark) => mark.at >= from && mark.at <= to).map((mark) => marked(mark, x(mark.at))),
+    marks.filter((mark) => mark.at >= from && mark.at <= to).sort((a, b) => a.at - b.at).map((mark, k, all) => marked(mark, x, all[k + 1])),
     cursor,
   );
   const moments = [...new Set(points.map((p) => p.at))].sort((a, b) => a - b);
@@ -97,9 +97,10 @@ function drawnRun(run, x, y) {
   ].filter(Boolean);
 }
 
-function marked(mark, x) {
-  return svg("g", { class: "mark" }, svg("line", { x1: x, x2: x, y1: TOP, y2: HIGH - BOTTOM }),
-    svg("text", { x, y: TOP - 4, "text-anchor": "middle" }, mark.text), svg("title", {}, `${mark.text}: ${mark.title ?? clock(mark.at, true)}`));
+function marked(mark, x, next) {
+  const at = x(mark.at), room = !next || x(next.at) - at > NAME;
+  return svg("g", { class: "mark" }, svg("line", { x1: at, x2: at, y1: TOP, y2: HIGH - BOTTOM }),
+    room && svg("text", { x: at, y: TOP - 4, "text-anchor": "middle" }, mark.text), svg("title", {}, `${mark.text}: ${mark.title ?? clock(mark.at, true)}`));
 }
 
 function grid(bottom, top, y, wide, show) {

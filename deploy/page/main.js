@@ -44,7 +44,7 @@ async function lookAtState() {
   quality.drawAlarms(alarms.alarms);
   quality.drawNotices(notices.notices);
   drawVersions(versions, may, moved);
-  const swaps = notices.notices.filter((one) => ["swap", "rollback"].includes(one.kind));
+  const swaps = notices.notices.filter((one) => ["swap", "rollback"].includes(one.kind)).reverse(); // as they came
   const known = JSON.stringify(marks);
   marks.splice(0, marks.length, ...swaps.map((one) => ({ at: Date.parse(one.data.at ?? one.at), text: `v${one.version}`, title: one.message })));
   if (JSON.stringify(marks) !== known) drawQuality();
