@@ -213,7 +213,7 @@ OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
     "score":         lambda said: np.array([ranking[0][1] for ranking in said.answer.rankings], np.float32),
     "prediction_id": lambda said: [one.id for one in said.known],
     "audit":         lambda said: np.array([one.audit for one in said.known], np.bool_),
-    "logits":        lambda said: said.answer.logits,
+    "logits":        lambda said: said.answer.loaded.rows.logits(said.answer.logits),
     "probabilities": lambda said: said.answer.loaded.probabilities(said.answer.logits).astype(np.float32),
     "similarities":  lambda said: said.answer.loaded.similarities(said.answer.embedding),
     "embedding":     lambda said: said.answer.embedding,
@@ -221,7 +221,7 @@ OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
 }
 # fmt: on
 COLUMNS: dict[str, Callable[[Manifest], Sequence[ClassEntry]]] = {  # of which classes they are
-    "logits": rows.columns,
+    "logits": rows.answered,
     "probabilities": rows.answered,
     "similarities": repository.known,
 }

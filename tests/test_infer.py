@@ -9,6 +9,8 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +23,7 @@ from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import infer as serving_infer
 from lifelist.serving import oip, prediction, statistics
 from lifelist.serving.options import ServingOptions
+from lifelist.serving.repository import Repository
 
 LIMITS = ServingOptions(max_images=4, max_body_bytes=2_000_000, max_pixels=1_000_000, max_loaded=1)
 INFER = "/v2/models/lifelist/infer"
@@ -150,6 +153,37 @@ def test_a_classification_is_of_columns_with_their_labels_best_first(site: Site)
         columns = np.argsort(-plain[k])[:2]
         assert row == [f"{plain[k][column]:.6f}:{column}:{BIRDS[column]}" for column in columns]
         assert found["similarities"][k][0].endswith(f":{k}:{BIRDS[k]}")
+
+
+def test_columns_are_of_the_classes_that_are_answered_and_of_no_retired_or_merged_one(tmp_path: Path) -> None:
+    """heron is retired, and robin merged into gull: gull and swift are left, and a client is told so."""
+    registry = Registry(str(tmp_path))
+    whole = tiny_version(registry, BIRDS[:5], live=True)
+    said = {BIRDS[0]: {"retired": True}, BIRDS[4]: {"merged_into": 1}}
+    classes = tuple(replace(entry, **said.get(entry.name, {})) for entry in whole.classes)
+    registry.publish(replace(whole, kind="change", classes=classes), {}, reuse=whole.files)
+    plain = Site(registry, LIMITS)
+    before = values(infer(plain, asked(None, "logits")))["logits"]
+    plain.close()
+    registry.promote(2, 1)
+    site = Site(registry, LIMITS)
+    best = [{"name": name, "parameters": {"classification": 4}} for name in ("logits", "probabilities", "similarities")]
+    refused, found = infer(site, asked(None, *best)), values(infer(site, asked(None, *ALL)))
+    assert (refused.status_code, "more than the 3 classes" in error(refused)) == (400, True)
+    wanted = np.stack([np.logaddexp(before[:, 1], before[:, 4]), before[:, 2], before[:, 3]], axis=1)
+    assert found["logits"] == pytest.approx(wanted, abs=1e-5)
+    weights = np.exp(found["logits"])
+    assert found["probabilities"] == pytest.approx(weights / weights.sum(axis=1, keepdims=True), abs=1e-6)
+    for row in best:
+        row["parameters"]["classification"] = 3
+    labelled = values(infer(site, asked(None, *best)))
+    for name, rows in labelled.items():
+        assert {text.rpartition(":")[2] for text in rows.ravel()} == set(BIRDS[1:4]), name
+    config = site.loop.run_until_complete(Repository(registry, None, LIMITS).config("lifelist"))  # type: ignore[arg-type]
+    dims = {row["name"]: row["dims"] for row in config["output"]}
+    assert json.loads(config["parameters"]["class_ids_linear"]["string_value"]) == [1, 2, 3]
+    assert dims["logits"] == dims["probabilities"] == dims["similarities"] == [3]
+    site.close()
 
 
 # ---------------------------------------------------------------------------------------------------------- versions
