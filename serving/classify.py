@@ -59,6 +59,7 @@ class Parts:
     repository: Repository
     key: bytes  # seals prediction ids
     door: Door
+    probing: bool = False  # what is asked is a probe
 
     def of_probes(self) -> "Parts":
         """The same with other books, which nobody reads: what probes are answered is no traffic."""
@@ -68,6 +69,7 @@ class Parts:
             metrics=Metrics(CollectorRegistry()),
             statistics=Statistics(),
             observed=Observed(most=0),
+            probing=True,
         )
 
 
@@ -168,7 +170,7 @@ async def ask(
         async with asyncio.timeout(parts.options.answer_timeout_s):
             pixels, sides = await _pixels(parts, sent, loaded.manifest.preprocess)
             queued = time.perf_counter()
-            query = Query(pixels, sides, loaded, answer, top_k, queued, pinned is not None)
+            query = Query(pixels, sides, loaded, answer, top_k, queued, pinned is not None, not parts.probing)
             return await parts.batcher.submit(query, len(pixels)), queued - arrived
     except TimeoutError:
         raise Unavailable(f"no answer within {parts.options.answer_timeout_s:g} s; try again later") from None

@@ -21,7 +21,7 @@ from test_classify import Site, error
 
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import infer as serving_infer
-from lifelist.serving import oip, prediction, statistics
+from lifelist.serving import keys, oip, prediction, statistics
 from lifelist.serving.options import ServingOptions
 from lifelist.serving.repository import Repository
 
@@ -403,6 +403,16 @@ def test_an_answer_is_compressed_if_that_is_welcome_and_worth_while(site: Site) 
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_statistics_know_nothing_of_probes(registry: Registry, tmp_path: Path) -> None:
+    own = keys.own(bytes(32))
+    site = Site(registry, LIMITS, keys.Guard(tmp_path / "keys.json", anonymous=True, own=own))
+    probe = {"content": encoded(tiny_images()[0]), "headers": {"Authorization": f"Bearer {own}"}}
+    assert [site.post(**probe).status_code, site.post(content=probe["content"]).status_code] == [200, 200]
+    counts = site.replica.statistics.snapshot()[1]
+    assert (counts.inferences, counts.executions, list(counts.batches)) == (1, 1, [1])
+    site.close()
 
 
 def test_statistics_add_up_as_tritons_do(registry: Registry) -> None:
