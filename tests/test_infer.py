@@ -292,6 +292,23 @@ def test_the_best_so_many_may_be_all_classes_and_not_one_more(site: Site) -> Non
     assert [infer(site, content).status_code for content in asking] == [200, 400]
 
 
+def test_an_answer_lists_no_more_than_it_may_in_texts_and_in_json(registry: Registry) -> None:
+    site = Site(registry, ServingOptions(max_listed=8))
+
+    def best(count: int, binary: bool = False) -> dict[str, Any]:
+        return {"name": "probabilities", "parameters": {"classification": count, "binary_data": binary}}
+
+    raw = {"name": "probabilities", "parameters": {"binary_data": True}}
+    for outputs, status in (
+        ([best(2)], 200), ([best(3)], 413), ([best(3, binary=True)], 413), (["logits"], 413), ([raw, "embedding"], 413),
+        ([raw, "score", "label"], 200), (["score", best(2)], 413),
+    ):  # fmt: skip
+        answer = infer(site, asked(tiny_images(3), *outputs))
+        assert answer.status_code == status, (outputs, answer.text)
+        assert status != 413 or "the limit is 8" in error(answer)
+    site.close()
+
+
 def test_a_deadline_that_has_passed_is_504_and_frees_its_slot(registry: Registry) -> None:
     site = Site(registry, LIMITS)
     free, answer_ = threading.Event(), site.replica.batcher.run
