@@ -44,15 +44,19 @@ class Ratio:
 
 
 def line(facts: Facts) -> dict[str, float]:
-    """The figures that the bars are about, of several cases and counts of clients the worst; and the errors of all."""
+    """The figures that the bars are about, to three digits, and the errors of all."""
+    return {name: round(value, 3) for name, value in _worst(facts).items()} | {"errors": errors(facts)}
+
+
+def _worst(facts: Facts) -> dict[str, float]:
+    """The figure that each bar is about: of several cases and counts of clients the worst."""
     found: dict[str, float] = {
         name: (max if BARS[name].startswith("≤") else min)(one.value for one in each)
         for name, each in ratios(facts).items()
         if each
     }
     beside = facts.get("beside", {})
-    found |= {name: beside[name] for name in ("p99_while_training_of_idle", "enrol_seconds") if name in beside}
-    return {name: round(value, 3) for name, value in found.items()} | {"errors": errors(facts)}
+    return found | {name: beside[name] for name in ("p99_while_training_of_idle", "enrol_seconds") if name in beside}
 
 
 def errors(facts: Facts) -> int:
@@ -94,7 +98,7 @@ def ratios(facts: Facts) -> dict[str, list[Ratio]]:
 
 def bar_rows(facts: Facts) -> list[tuple[str, ...]]:
     """A line for each bar: the worst figure, and all of them."""
-    each, found = ratios(facts), line(facts)
+    each, found = ratios(facts), _worst(facts)
     shown = {name: "; ".join(f"{r.case}, {r.clients}, {r.value:.2f}" for r in some) for name, some in each.items()}
     return [(name, bar, f"{found[name]:.2f}", shown.get(name, "")) for name, bar in BARS.items() if name in found]
 

@@ -51,6 +51,13 @@ class Rows:
         found: npt.NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
         return found
 
+    def logits(self, logits: Floats) -> Floats:
+        """N×A, of logits N×R: `scores` are their softmax. A class of several rows has the log of their summed exp."""
+        if self.order is None:
+            return logits
+        found: Floats = np.logaddexp.reduceat(logits[:, self.order], self.starts, axis=1)
+        return found
+
     def by_logits(self, logits: Floats, top_k: int) -> list[Ranking]:
         """The best classes of each image, with their probabilities, of logits N×R."""
         scores = self.scores(logits)
@@ -87,14 +94,12 @@ def _firsts(ids: Sequence[int], scores: Sequence[float]) -> Ranking:
     return list(found.items())
 
 
-def columns(manifest: Manifest) -> tuple[ClassEntry, ...]:
-    """The classes of the columns of logits: trained ones, then enrolled ones where they have provisional rows."""
-    imprinted = any(entry.name == FILE for entry in manifest.files)
-    return manifest.classes if imprinted else manifest.trained
-
-
 def answered(manifest: Manifest) -> list[ClassEntry]:
-    """The classes of the columns of probabilities: those that the linear answer can name."""
+    """The classes that the linear answer can name, in the order of the columns of logits and probabilities.
+
+    Trained ones, then enrolled ones where they have provisional rows.
+    """
+    imprinted = any(entry.name == FILE for entry in manifest.files)
     named = {entry.id: entry for entry in manifest.classes}
-    known = [entry.id for entry in columns(manifest)]
+    known = [entry.id for entry in (manifest.classes if imprinted else manifest.trained)]
     return [named[class_id] for class_id in Rows.of(known, manifest.instead).ids]

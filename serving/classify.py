@@ -59,6 +59,7 @@ class Parts:
     repository: Repository
     key: bytes  # seals prediction ids
     door: Door
+    probing: bool = False  # what is asked is a probe
 
     def of_probes(self) -> "Parts":
         """The same with other books, which nobody reads: what probes are answered is no traffic."""
@@ -68,6 +69,7 @@ class Parts:
             metrics=Metrics(CollectorRegistry()),
             statistics=Statistics(),
             observed=Observed(most=0),
+            probing=True,
         )
 
 
@@ -159,19 +161,31 @@ class Classify:
 async def ask(
     parts: Parts, sent: Images, answer: AnswerKind | None, top_k: int, pinned: Loaded | None = None
 ) -> tuple[Answer, float]:
-    """What a version says to images, and the seconds that it took to decode them. Unavailable if time runs out.
+    """What a version says to images, and the seconds that it took to decode them. Unavailable if time runs out,
+    TooLarge if the answer would list too much.
 
     pinned: the version that has to answer; None: the one that is live.
     """
     loaded, arrived = pinned or parts.live.current, time.perf_counter()
+    if len(sent) * top_k > parts.options.max_listed:
+        check_listed(len(sent) * min(top_k, len(loaded.manifest.answerable)), parts.options)
     try:
         async with asyncio.timeout(parts.options.answer_timeout_s):
             pixels, sides = await _pixels(parts, sent, loaded.manifest.preprocess)
             queued = time.perf_counter()
-            query = Query(pixels, sides, loaded, answer, top_k, queued, pinned is not None)
+            query = Query(pixels, sides, loaded, answer, top_k, queued, pinned is not None, not parts.probing)
             return await parts.batcher.submit(query, len(pixels)), queued - arrived
     except TimeoutError:
         raise Unavailable(f"no answer within {parts.options.answer_timeout_s:g} s; try again later") from None
+
+
+def check_listed(count: int, options: ServingOptions) -> None:
+    """TooLarge if an answer would list more than it may: entries are written one by one, and all others wait."""
+    if count > options.max_listed:
+        raise TooLarge(
+            f"the answer would list {count:,} classes or numbers, of all images together; the limit is "
+            f"{options.max_listed:,}. Send fewer images, or ask for fewer classes of each"
+        )
 
 
 @dataclass(frozen=True, slots=True)

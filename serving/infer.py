@@ -25,7 +25,7 @@ from lifelist.exporter.manifest import AnswerKind, ClassEntry, Manifest
 from lifelist.exporter.session import Loaded
 from lifelist.serving import body, oip, repository
 from lifelist.serving.body import Body, Encoded, Images
-from lifelist.serving.classify import Parts, Sealed, ask, sealed
+from lifelist.serving.classify import Parts, Sealed, ask, check_listed, sealed
 from lifelist.serving.live import Answer
 from lifelist.serving.numbers import natural
 from lifelist.serving.options import ServingOptions
@@ -104,6 +104,7 @@ async def answered(parts: Parts, asked: oip.Request, model: str, version: str) -
         for wanted in asked.outputs:
             _check_output(wanted, manifest)
         sent = images(asked.inputs, parts.options)
+        check_listed(len(sent) * sum(_listed(wanted, manifest) for wanted in asked.outputs), parts.options)
         answer, decode_s = await _in_time(ask(parts, sent, kind, 1, loaded), within_s)
         began = time.perf_counter()
         outputs = asked.outputs or tuple(map(oip.Wanted, DEFAULT_OUTPUTS))
@@ -213,7 +214,7 @@ OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
     "score":         lambda said: np.array([ranking[0][1] for ranking in said.answer.rankings], np.float32),
     "prediction_id": lambda said: [one.id for one in said.known],
     "audit":         lambda said: np.array([one.audit for one in said.known], np.bool_),
-    "logits":        lambda said: said.answer.logits,
+    "logits":        lambda said: said.answer.loaded.rows.logits(said.answer.logits),
     "probabilities": lambda said: said.answer.loaded.probabilities(said.answer.logits).astype(np.float32),
     "similarities":  lambda said: said.answer.loaded.similarities(said.answer.embedding),
     "embedding":     lambda said: said.answer.embedding,
@@ -221,7 +222,7 @@ OUTPUTS: dict[str, Callable[[_Said], Array | Strings]] = {
 }
 # fmt: on
 COLUMNS: dict[str, Callable[[Manifest], Sequence[ClassEntry]]] = {  # of which classes they are
-    "logits": rows.columns,
+    "logits": rows.answered,
     "probabilities": rows.answered,
     "similarities": repository.known,
 }
@@ -236,6 +237,14 @@ def _check_output(wanted: oip.Wanted, manifest: Manifest) -> None:
             f"classification {wanted.classification} of {wanted.name} is more than the {most} classes that version "
             f"{manifest.version} has there"
         )
+
+
+def _listed(wanted: oip.Wanted, manifest: Manifest) -> int:
+    """How many entries of an output are written one by one for each image: none of what is binary, but for texts."""
+    datatype, shape = _kind(wanted.name, manifest)
+    if wanted.classification:
+        return wanted.classification
+    return 0 if wanted.binary and datatype != BYTES else math.prod(shape[1:])
 
 
 def _kind(output: str, manifest: Manifest) -> tuple[str, list[int]]:

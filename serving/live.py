@@ -28,6 +28,7 @@ class Query:
     top_k: int
     queued_at: float  # time.perf_counter()
     pinned: bool = False  # no other version than `seen_for` may answer
+    traffic: bool = True  # False: a probe, which statistics do not count
 
 
 Unknown = npt.NDArray[np.float64] | None  # N unknown scores; None if the version was not calibrated
@@ -163,7 +164,11 @@ class Live:
     def _said(self, loaded: Loaded, queries: Sequence[Query], alone: bool) -> list[_Said]:
         """What each query is answered. One model run gives both kinds of answer."""
         images = queries[0].images if len(queries) == 1 else np.concatenate([query.images for query in queries])
-        runs = [self._run(loaded, images[k : k + self.max_batch], alone) for k in range(0, len(images), self.max_batch)]
+        counted = sum(len(query.images) for query in queries if query.traffic)
+        runs = [
+            self._run(loaded, images[k : k + self.max_batch], min(self.max_batch, max(0, counted - k)), alone)
+            for k in range(0, len(images), self.max_batch)
+        ]
         logits, embedding = (
             parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in zip(*runs, strict=True)
         )
@@ -176,10 +181,12 @@ class Live:
             said.append((kind, rankings, *raw, loaded.unknown_scores(kind, raw[0], rankings)))
         return said
 
-    def _run(self, loaded: Loaded, images: Pixels, alone: bool) -> tuple[Floats, Floats]:
+    def _run(self, loaded: Loaded, images: Pixels, counted: int, alone: bool) -> tuple[Floats, Floats]:
+        """counted: as many of the images as are no probe's; a run for probes alone is none for the statistics."""
         began = time.perf_counter()
         found = loaded.run(images, alone)
-        self.on_run(loaded.version, len(images), time.perf_counter() - began)
+        if counted:
+            self.on_run(loaded.version, counted, time.perf_counter() - began)
         return found
 
 

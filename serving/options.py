@@ -75,6 +75,11 @@ class ServingOptions(BaseModel):
     max_queue: int = Field(default=2048, ge=1, description="images that may wait in a replica; more are answered 503")
     max_requests: int = Field(default=1024, ge=1, description="queries at once in a replica; more are answered 503")
     max_images: int = Field(default=256, ge=1, description="images in one query")
+    max_listed: int = Field(
+        default=2**17,
+        ge=1,
+        description="classes, or numbers in JSON, that one answer lists, of all its images together",
+    )
     max_body_bytes: int = Field(default=64 * 2**20, ge=1, description="bytes in the body of one query")
     max_infer_json_bytes: int = Field(
         default=4 * 2**20, ge=1, description="bytes of JSON in one query of the Open Inference Protocol"

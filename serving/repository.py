@@ -199,7 +199,7 @@ def outputs(manifest: Manifest) -> dict[str, tuple[str, list[int]]]:
         "score": ("FP32", [-1]),
         "prediction_id": ("BYTES", [-1]),
         "audit": ("BOOL", [-1]),
-        "logits": ("FP32", [-1, len(rows.columns(manifest))]),
+        "logits": ("FP32", [-1, len(rows.answered(manifest))]),
         "probabilities": ("FP32", [-1, len(rows.answered(manifest))]),
         "similarities": ("FP32", [-1, len(manifest.answerable)]),
         "embedding": ("FP32", [-1, manifest.embedding_dim]),

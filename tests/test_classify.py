@@ -197,6 +197,23 @@ def test_top_k_is_as_many_as_there_are_at_most_and_five_unless_told(site: Site) 
     assert len(site.post(content=bird(0)).json()["images"][0]["classes"]) == 3
 
 
+def test_an_answer_lists_no_more_than_it_may_of_all_its_images_together(registry: Registry) -> None:
+    site = Site(registry, ServingOptions(max_listed=6))
+
+    def asked(images: int, top_k: int) -> httpx.Response:
+        return site.post(f"?shape={images},16,16,3&top_k={top_k}", content=tiny_images(images).tobytes())
+
+    listed = {(3, 2): 200, (2, 3): 200, (2, 9): 200, (1, 10_000): 200, (7, 1): 413, (3, 3): 413, (3, 9): 413}
+    answers = {each: asked(*each) for each in listed}
+    assert {each: answer.status_code for each, answer in answers.items()} == listed
+    assert error(answers[7, 1]) == (
+        "the answer would list 7 classes or numbers, of all images together; the limit is 6. Send fewer images, or ask "
+        "for fewer classes of each"
+    )
+    assert "would list 9 classes" in error(answers[3, 9])  # there are three
+    site.close()
+
+
 def test_both_answers_can_be_asked_for(site: Site) -> None:
     for kind in ("linear", "nearest_mean"):
         found = site.post(f"?answer={kind}", content=bird(2)).json()

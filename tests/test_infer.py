@@ -9,6 +9,8 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,8 +21,9 @@ from test_classify import Site, error
 
 from lifelist.exporter.registry import Ref, Registry
 from lifelist.serving import infer as serving_infer
-from lifelist.serving import oip, prediction, statistics
+from lifelist.serving import keys, oip, prediction, statistics
 from lifelist.serving.options import ServingOptions
+from lifelist.serving.repository import Repository
 
 LIMITS = ServingOptions(max_images=4, max_body_bytes=2_000_000, max_pixels=1_000_000, max_loaded=1)
 INFER = "/v2/models/lifelist/infer"
@@ -152,6 +155,37 @@ def test_a_classification_is_of_columns_with_their_labels_best_first(site: Site)
         assert found["similarities"][k][0].endswith(f":{k}:{BIRDS[k]}")
 
 
+def test_columns_are_of_the_classes_that_are_answered_and_of_no_retired_or_merged_one(tmp_path: Path) -> None:
+    """heron is retired, and robin merged into gull: gull and swift are left, and a client is told so."""
+    registry = Registry(str(tmp_path))
+    whole = tiny_version(registry, BIRDS[:5], live=True)
+    said = {BIRDS[0]: {"retired": True}, BIRDS[4]: {"merged_into": 1}}
+    classes = tuple(replace(entry, **said.get(entry.name, {})) for entry in whole.classes)
+    registry.publish(replace(whole, kind="change", classes=classes), {}, reuse=whole.files)
+    plain = Site(registry, LIMITS)
+    before = values(infer(plain, asked(None, "logits")))["logits"]
+    plain.close()
+    registry.promote(2, 1)
+    site = Site(registry, LIMITS)
+    best = [{"name": name, "parameters": {"classification": 4}} for name in ("logits", "probabilities", "similarities")]
+    refused, found = infer(site, asked(None, *best)), values(infer(site, asked(None, *ALL)))
+    assert (refused.status_code, "more than the 3 classes" in error(refused)) == (400, True)
+    wanted = np.stack([np.logaddexp(before[:, 1], before[:, 4]), before[:, 2], before[:, 3]], axis=1)
+    assert found["logits"] == pytest.approx(wanted, abs=1e-5)
+    weights = np.exp(found["logits"])
+    assert found["probabilities"] == pytest.approx(weights / weights.sum(axis=1, keepdims=True), abs=1e-6)
+    for row in best:
+        row["parameters"]["classification"] = 3
+    labelled = values(infer(site, asked(None, *best)))
+    for name, rows in labelled.items():
+        assert {text.rpartition(":")[2] for text in rows.ravel()} == set(BIRDS[1:4]), name
+    config = site.loop.run_until_complete(Repository(registry, None, LIMITS).config("lifelist"))  # type: ignore[arg-type]
+    dims = {row["name"]: row["dims"] for row in config["output"]}
+    assert json.loads(config["parameters"]["class_ids_linear"]["string_value"]) == [1, 2, 3]
+    assert dims["logits"] == dims["probabilities"] == dims["similarities"] == [3]
+    site.close()
+
+
 # ---------------------------------------------------------------------------------------------------------- versions
 
 
@@ -256,6 +290,23 @@ def test_a_request_that_cannot_be_answered_is_told_why(
 def test_the_best_so_many_may_be_all_classes_and_not_one_more(site: Site) -> None:
     asking = [asked(None, {"name": "probabilities", "parameters": {"classification": k}}) for k in (3, 4)]
     assert [infer(site, content).status_code for content in asking] == [200, 400]
+
+
+def test_an_answer_lists_no_more_than_it_may_in_texts_and_in_json(registry: Registry) -> None:
+    site = Site(registry, ServingOptions(max_listed=8))
+
+    def best(count: int, binary: bool = False) -> dict[str, Any]:
+        return {"name": "probabilities", "parameters": {"classification": count, "binary_data": binary}}
+
+    raw = {"name": "probabilities", "parameters": {"binary_data": True}}
+    for outputs, status in (
+        ([best(2)], 200), ([best(3)], 413), ([best(3, binary=True)], 413), (["logits"], 413), ([raw, "embedding"], 413),
+        ([raw, "score", "label"], 200), (["score", best(2)], 413),
+    ):  # fmt: skip
+        answer = infer(site, asked(tiny_images(3), *outputs))
+        assert answer.status_code == status, (outputs, answer.text)
+        assert status != 413 or "the limit is 8" in error(answer)
+    site.close()
 
 
 def test_a_deadline_that_has_passed_is_504_and_frees_its_slot(registry: Registry) -> None:
@@ -369,6 +420,16 @@ def test_an_answer_is_compressed_if_that_is_welcome_and_worth_while(site: Site) 
 
 
 # -------------------------------------------------------------------------------------------------------- statistics
+
+
+def test_statistics_know_nothing_of_probes(registry: Registry, tmp_path: Path) -> None:
+    own = keys.own(bytes(32))
+    site = Site(registry, LIMITS, keys.Guard(tmp_path / "keys.json", anonymous=True, own=own))
+    probe = {"content": encoded(tiny_images()[0]), "headers": {"Authorization": f"Bearer {own}"}}
+    assert [site.post(**probe).status_code, site.post(content=probe["content"]).status_code] == [200, 200]
+    counts = site.replica.statistics.snapshot()[1]
+    assert (counts.inferences, counts.executions, list(counts.batches)) == (1, 1, [1])
+    site.close()
 
 
 def test_statistics_add_up_as_tritons_do(registry: Registry) -> None:

@@ -216,6 +216,22 @@ def test_a_head_that_does_not_come_is_not_waited_for(tight: Server, sent: bytes)
         assert 1 < time.monotonic() - began < 10
 
 
+def test_a_client_that_does_not_read_its_answers_is_let_go(tight: Server) -> None:
+    page = "/docs/swagger-ui-bundle.js"
+    with tight.http() as http:
+        size = len(http.get(page).content)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.settimeout(20)
+        connection.connect(("127.0.0.1", tight.port))
+        connection.sendall(f"GET {page} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 40)
+        time.sleep(6)  # stall_timeout_s and 2 s, and time to spare
+        with tight.http() as http:
+            assert http.post("/v1/classify", content=small).status_code == 200
+        read = sum(map(len, iter(lambda: connection.recv(2**20), b"")))
+    assert 0 < read < 20 * size  # what was on its way
+
+
 def test_a_connection_on_which_nothing_more_is_asked_is_closed(tight: Server) -> None:
     with socket.create_connection(("127.0.0.1", tight.port), timeout=20) as connection:
         connection.sendall(b"GET /v1/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -1,6 +1,7 @@
 """The versions that a replica holds: which one answers, and which are let go."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,21 @@ def test_a_batch_larger_than_the_model_takes_is_one_answer_all_the_same(loaded: 
     live = Live(loaded[2], Ref(2, 1), max_batch=2)
     (answer,) = live.answer([query(loaded[2], 0, 1, 2, 3, 4)])
     assert [ranking[0][0] for ranking in answer.rankings] == [0, 1, 2, 3, 4]
+
+
+def test_probes_are_answered_and_not_counted(loaded: dict[int, Loaded]) -> None:
+    ran: list[tuple[int, int]] = []
+    live = Live(
+        loaded[2], Ref(2, 1), max_batch=3, on_run=lambda version, images, seconds: ran.append((version, images))
+    )
+    probe, asked = replace(query(loaded[2], 0, 1), traffic=False), query(loaded[2], 2, 3)
+    (alone,) = live.answer([probe])
+    assert ran == []
+    answers = live.answer([probe, asked])
+    assert ran == [(2, 2)]
+    live.answer([query(loaded[2], 0, 1, 2, 3, 4)])
+    assert ran[1:] == [(2, 3), (2, 2)]
+    assert [[ranking[0][0] for ranking in one.rankings] for one in (alone, *answers)] == [[0, 1], [0, 1], [2, 3]]
 
 
 def test_a_commit_changes_the_next_batch_and_not_the_one_that_runs(loaded: dict[int, Loaded]) -> None:

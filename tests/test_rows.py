@@ -65,6 +65,8 @@ def test_a_merged_class_adds_its_probability_to_its_target_and_the_better_mean_o
     found = loaded.linear(LOGITS, 9)
     assert total(found) == pytest.approx([1, 1, 1])
     scores = TOGETHER / TOGETHER.sum()
+    shown = np.exp(loaded.rows.logits(LOGITS[:1]))
+    assert (shown / shown.sum())[0] == pytest.approx(loaded.probabilities(LOGITS[:1])[0])
     assert [class_id for class_id, _ in found[0]] == [2, 1, 3]
     assert [score for _, score in found[0]] == pytest.approx([scores[0] + scores[2], scores[1], scores[3]])
     assert found[1][0] == (2, pytest.approx(1))  # its row has least of all, and that of heron has everything
