@@ -30,6 +30,7 @@ from lifelist.exporter.registry import Registry
 VARIANTS = ((32, True), (24, False), (16, True), (28, False))  # (classes, int8)
 STALE_S = 0.05  # after a swap was acknowledged no query that begins may be answered by the old version
 SETTLED_S = 0.1  # after the acknowledgement the window of a swap ends
+PATIENCE_S = 30  # with a rollback that nobody sees
 EARLY = 10  # swaps after which memory counts first
 PARTS = 10  # of a run, for the picture
 FAILED, UNREADABLE = 0, -1  # in place of a version
@@ -43,6 +44,7 @@ class Asked:
     replicas: Sequence[int] = (1, 2)
     clients: int = 8
     pause_s: float = 0.5  # between swaps
+    rollbacks: int = 10  # after the swaps, to and fro
     images: int = 4  # in every other request, which must all be answered by one version
 
 
@@ -68,28 +70,37 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that was seen with one count of replicas. memory: resident bytes of the replicas after each swap."""
+    """All that was seen with one count of replicas.
+
+    memory: resident bytes of the replicas after each swap; rollbacks: from each call to the first answer by the version
+    before, in seconds; meanwhile: answers while live was rolled back, which no window of a swap is about.
+    """
 
     answered: Sequence[Answered]
     swaps: Sequence[Swap]
     memory: Sequence[int]
+    rollbacks: Sequence[float] = ()
+    meanwhile: Sequence[Answered] = ()
 
     def figures(self) -> dict[str, Any]:
         """What the bars are about."""
         sound = [one for one in self.answered if one.version != FAILED]
+        every = [*self.answered, *self.meanwhile]
+        failed = sum(one.version == FAILED for one in every)
         inside, outside = _sides(sound, self.swaps)
         slow = [_percentile(some, 99) for some in (inside, outside)]
         return {
             "swaps": len(self.swaps),
-            "answers": len(self.answered),
-            "failed_requests": len(self.answered) - len(sound),
-            "mixed_answers": sum(not one.right for one in sound),
+            "answers": len(every),
+            "failed_requests": failed,
+            "mixed_answers": sum(not one.right for one in every) - failed,
             "p99_ratio": round(slow[0] / slow[1], 3),
             "p99_ms_inside": round(1e3 * slow[0], 2),
             "p99_ms_outside": round(1e3 * slow[1], 2),
             "stale_answers": sum(_is_stale(one, self.swaps) for one in sound),
             "swap_seconds": round(statistics.median(swap.acknowledged - swap.asked for swap in self.swaps), 3),
             "rss_ratio": round(self.memory[-1] / self.memory[min(EARLY, len(self.memory)) - 1], 3),
+            "rollback_seconds": round(max(self.rollbacks, default=math.nan), 3),
         }
 
     def course(self) -> list[dict[str, Any]]:
@@ -191,7 +202,8 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "line": {"swaps": sum(row["swaps"] for row in rows.values()), **worst},
         "rows": rows,
         "course": {count: {"latency": run.course(), "rss_bytes": run.memory} for count, run in runs.items()},
-        "asked": {"swaps": asked.swaps, "clients": asked.clients, "pause_s": asked.pause_s, "images": asked.images},
+        "asked": {"swaps": asked.swaps, "clients": asked.clients, "pause_s": asked.pause_s, "images": asked.images}
+        | {"rollbacks": asked.rollbacks},
         "machine": machine(),
     }
 
@@ -234,9 +246,11 @@ def _swapped(
                 memory.append(sum(_resident(row["process_id"]) for row in health["replicas"]))
                 if (k + 1) % 20 == 0:
                     tell(f"{replicas} replicas: {k + 1} swaps, {len(clients.answered):,} answers")
-    for problem in clients.problems[:5]:
+        with Clients(port, bodies, expected, asked.clients) as others:
+            rollbacks = [_rolled_back(http, others, asked.pause_s) for _ in range(asked.rollbacks)]
+    for problem in (clients.problems + others.problems)[:5]:
         tell(problem)
-    return Run(clients.answered, swaps, memory)
+    return Run(clients.answered, swaps, memory, rollbacks, others.answered)
 
 
 def _swap(http: httpx.Client, before: int, after: int) -> Swap:
@@ -247,6 +261,22 @@ def _swap(http: httpx.Client, before: int, after: int) -> Swap:
     if answer.status_code != 200:
         raise Failed(f"the swap from version {before} to {after} was refused: {answer.status_code} {answer.text[:300]}")
     return Swap(began, ended, before, after)
+
+
+def _rolled_back(http: httpx.Client, clients: Clients, pause_s: float) -> float:
+    """Roll live back; seconds from asking for it to the first answer by the version before. Failed if none comes."""
+    time.sleep(pause_s)
+    began, seen = time.monotonic(), len(clients.answered)
+    answer = http.post("/v1/rollback")
+    if answer.status_code != 200:
+        raise Failed(f"the rollback was refused: {answer.status_code} {answer.text[:300]}")
+    wanted = answer.json()["live"]
+    while time.monotonic() < began + PATIENCE_S:
+        ends = [one.ended for one in clients.answered[seen:] if one.version == wanted]
+        if ends:
+            return min(ends) - began
+        time.sleep(0.01)
+    raise Failed(f"no answer by version {wanted} within {PATIENCE_S} s of its rollback")
 
 
 def _meets(one: Answered, swap: Swap) -> bool:

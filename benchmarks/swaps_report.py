@@ -14,6 +14,7 @@ BARS = {
     "p99_ratio": "≤ 1.2",
     "stale_answers": "0",
     "rss_ratio": "≤ 1.05",
+    "rollback_seconds": "≤ 1",
 }
 SIDES = {"inside": "within windows", "outside": "outside"}
 
@@ -49,7 +50,9 @@ def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
         "after the one before, and every answer is held against what the version that it names should say. The window "
         f"of a swap lasts from asking for it to {1e3 * SETTLED_S:.0f} ms after it was acknowledged. Stale is an answer "
         f"by the version before to a request that began more than {1e3 * STALE_S:.0f} ms after the acknowledgement. "
-        f"Memory is that of the replicas after the last swap, to after swap {EARLY}."
+        f"Memory is that of the replicas after the last swap, to after swap {EARLY}. Then live is rolled back "
+        f"{asked['rollbacks']} times, to and fro: seconds from the call to the first answer by the version before, the "
+        "longest."
     )
     yield ""
     yield from markdown(titles(facts), rows(facts))

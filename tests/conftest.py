@@ -24,7 +24,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # so that one server is started, and in this order (serve kills replicas, and others then have other ports). They come
 # first, then others of few but long tests: both processes end at about the same time.
 SHARING = ("auth", "bad_requests", "classes_live", "client", "fuzz", "limits", "oip_clients", "serve", "soak")
-LONG = ("workers", "demo", "faults_ray", "streaming", "readme", "sidecar", "bench_accuracy", "bench_training", "faults")
+LONG = (
+    *("workers", "faults_ray", "streaming", "demo", "bench_serving", "fallen", "faults_workers", "bench_stages"),
+    *("bench_accuracy", "readme", "faults", "sidecar", "bench_training"),
+)
 
 
 def _place(file: Path) -> int:

@@ -138,10 +138,11 @@ def eventually(claim: Any, timeout_s: float = 30) -> Any:
 
 @dataclass
 class Load:
-    """Clients that ask all the time, and check each answer against the version that it names."""
+    """Clients that ask all the time, with little rests, and check each answer against the version that it names."""
 
     server: Server
     clients: int = 4
+    rest_s: float = 0.005  # between two queries: what starts, or steps back behind queries, needs the cores too
     answered: list[tuple[float, int, float]] = field(default_factory=list)  # (time, version, seconds)
     failures: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -177,7 +178,7 @@ class Load:
         images = [encoded(image) for image in tiny_images()]
         with self.server.http() as http:
             turn = client
-            while not self._stop.is_set():
+            while not self._stop.wait(self.rest_s):
                 turn += 1
                 began = time.time()
                 try:

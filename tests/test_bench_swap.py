@@ -43,6 +43,14 @@ def test_answers_are_held_against_the_swaps_that_they_met() -> None:
     assert Run(ANSWERED, SWAPS * 6, [100] * 10 + [110, 120]).figures()["rss_ratio"] == 1.2
 
 
+def test_answers_while_live_is_rolled_back_count_as_failed_or_mixed_and_are_in_no_window() -> None:
+    meanwhile = [Answered(30.0, 35.0, 2, True), Answered(30.0, 30.1, FAILED, False), Answered(31.0, 31.1, 2, False)]
+    alone, found = (Run(ANSWERED, SWAPS, [100, 103], [0.2, 0.3, 0.1], some).figures() for some in ([], meanwhile))
+    assert (found["answers"], found["failed_requests"], found["mixed_answers"]) == (len(ANSWERED) + 3, 2, 2)
+    assert found["rollback_seconds"] == 0.3
+    assert all(found[name] == alone[name] for name in ("p99_ratio", "p99_ms_outside", "stale_answers"))
+
+
 def test_the_course_of_a_run_is_told_by_parts() -> None:
     first, last = Run(ANSWERED, SWAPS, [100, 103]).course()
     assert (first["swaps"], last["swaps"]) == (1, 2)
@@ -122,6 +130,7 @@ def test_four_swaps_of_a_server_make_a_page(tmp_path: Path, capsys: pytest.Captu
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert line["swaps"] == 4
     assert line["failed_requests"] == line["mixed_answers"] == 0
+    assert 0 < line["rollback_seconds"] < swaps.PATIENCE_S
     facts = json.loads((tmp_path / "results.json").read_text())
     (row,) = facts["rows"].values()
     assert row["answers"] > 20
@@ -141,7 +150,7 @@ def test_a_page_has_a_column_for_each_count_of_replicas(tmp_path: Path) -> None:
     facts = {
         "rows": {"1": run.figures(), "2": replace(run, memory=[2**20, 2**21]).figures()},
         "course": {count: {"latency": run.course(), "rss_bytes": run.memory} for count in "12"},
-        "asked": {"swaps": 2, "clients": 8, "pause_s": 0.5, "images": 4},
+        "asked": {"swaps": 2, "clients": 8, "pause_s": 0.5, "images": 4, "rollbacks": 10},
         "machine": {"cores": 2, "processor": "Some CPU", "date": "2026-01-01"},
     }
     text = swaps_report.page(facts, "swaps.png", "lifelist bench swap")

@@ -104,7 +104,7 @@ def check_done(server: Server, increment: int, *names: str) -> None:
 
 
 def test_a_trainer_killed_in_mid_epoch_resumes_while_live_answers_everything(running: Server) -> None:
-    with Load(running, clients=1) as load:
+    with Load(running, clients=1, rest_s=0.02) as load:
         increment = begin(running, "blue", "yellow", "cyan")
         eventually(lambda: progress(running, increment) >= 3, 60)
         kill(running, "ray::Trainer")
@@ -118,7 +118,7 @@ def test_a_trainer_killed_in_mid_epoch_resumes_while_live_answers_everything(run
 
 
 def test_a_worker_killed_while_it_carries_an_increment_is_back_and_carries_it_on(running: Server) -> None:
-    with Load(running, clients=1) as load:
+    with Load(running, clients=1, rest_s=0.02) as load:
         increment = begin(running, "pink")
         eventually(lambda: progress(running, increment) >= 3, 60)
         first = kill(running, "ray::Worker")
@@ -161,7 +161,7 @@ def test_after_all_of_ray_is_killed_a_new_start_answers_and_carries_the_incremen
     again = launch(running.home, port=running.port)
     running.process, running.log = again.process, again.log  # ended by the fixture
     wait_until_ready(running)
-    with Load(running, clients=1) as load:
+    with Load(running, clients=1, rest_s=0.02) as load:
         check_done(running, increment, "black", "orange")
         assert load.failures == []
     store = Store(f"sqlite:///{running.home / 'lifelist.db'}")

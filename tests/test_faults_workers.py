@@ -19,7 +19,7 @@ def workers(server: Server) -> set[int]:
 @pytest.mark.timeout(300)
 def test_a_trainer_killed_while_it_has_workers_resumes_with_others_while_live_answers(tmp_path: Path) -> None:
     prepare(tmp_path)
-    with started(tmp_path, "--training-workers", "2") as server, Load(server, clients=1) as load:
+    with started(tmp_path, "--training-workers", "2") as server, Load(server, clients=1, rest_s=0.02) as load:
         increment = begin(server, "blue", "yellow")
         eventually(lambda: progress(server, increment) >= 3, 90)
         first = workers(server)
