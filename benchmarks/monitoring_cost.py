@@ -13,7 +13,7 @@ import numpy as np
 from lifelist.benchmarks import load
 from lifelist.benchmarks.contenders import LIFELIST, Kind, started
 from lifelist.benchmarks.models import Model
-from lifelist.benchmarks.serving import WARM_S
+from lifelist.benchmarks.serving import SETTLE_S, WARM_S
 from lifelist.exporter.errors import Failed
 from lifelist.exporter.preprocess import decode
 from lifelist.exporter.registry import Registry
@@ -21,7 +21,6 @@ from lifelist.exporter.registry import Registry
 CLIENTS = 64
 IMAGES = 200  # are sent in turn
 PROBE_S = 20  # between probes, so that each load has one; by default it is five minutes
-SETTLE_S = 15  # until the first look and the first probe are over
 KINDS: tuple[Kind, ...] = ("file", "tensor")
 
 Facts = dict[str, Any]

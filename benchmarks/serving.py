@@ -22,7 +22,7 @@ from lifelist.benchmarks.models import Model
 from lifelist.exporter.errors import Failed
 
 RAW_BATCHES = (1, 8, 32)  # the limit is the best of these
-SETTLE_S = 5  # for what a server still loads behind its first answer
+SETTLE_S = 15  # for what a server still does behind its first answer: imports, the first look and probe of watching
 WARM_S = 1
 CHECK_S = (1, 5, 30)  # one client asks for so many seconds; if that is too short for an answer, for more
 

@@ -24,7 +24,7 @@ from lifelist.benchmarks.contenders import LIFELIST, Sent, started
 from lifelist.benchmarks.machine import machine
 from lifelist.benchmarks.models import Model
 from lifelist.benchmarks.serving import CASES as SERVING_CASES
-from lifelist.benchmarks.serving import WARM_S, Case
+from lifelist.benchmarks.serving import SETTLE_S, WARM_S, Case
 from lifelist.exporter.errors import Failed
 
 STAGES = {  # in the order in which a query goes through them
@@ -72,6 +72,7 @@ class Asked:
     clients: Sequence[int] = CLIENTS
     repeats: int = 3
     seconds: float = 5.0  # of each load
+    settle_s: float = SETTLE_S  # after a start
     idle_s: float = IDLE_S
     folder: Path | None = None  # where models are kept; unless given, for this once
 
@@ -86,6 +87,7 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         for name, precision in dict.fromkeys((case.model, case.precision) for case in asked.cases):
             model: Model = getattr(models, name)(folder)
             with served(model, precision) as server:
+                time.sleep(asked.settle_s)
                 idle = idle or server.idle(asked.idle_s)
                 for case in (case for case in asked.cases if (case.model, case.precision) == (name, precision)):
                     sent = LIFELIST.sent(model, case.kind, [0])
