@@ -93,16 +93,16 @@ def learn(workshop: Workshop, *names: str, count: int = 20, method: str | None =
 
 
 @functools.cache
-def _prepared() -> Path:
+def _prepared(count: int) -> Path:
     home = Path(tempfile.mkdtemp(prefix="lifelist-tests-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     workshop = open_workshop(settings(home))
-    assert learn(workshop, *NAMES[:2]).state == "done"
+    assert learn(workshop, *NAMES[:2], count=count).state == "done"
     workshop.store.close()
     return home
 
 
-def prepared(home: Path, **changes: Any) -> Workshop:
-    """A workshop whose version 1, of red and green, is live. Trained once in a run, then copied."""
-    shutil.copytree(_prepared(), home, dirs_exist_ok=True)
+def prepared(home: Path, count: int = 20, **changes: Any) -> Workshop:
+    """A workshop whose version 1 is live, of so many pictures of red and green. Trained once in a run, then copied."""
+    shutil.copytree(_prepared(count), home, dirs_exist_ok=True)
     return open_workshop(settings(home, **changes))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parts_rollout import NAMES, add, learn, settings
+from parts_rollout import add, learn, prepared
 from parts_watching import label, values
 from prometheus_client import CollectorRegistry
 from test_watcher import NOON, World, told, watcher
 
 from lifelist.deploy import enrol, withdrawn
 from lifelist.deploy.quality import Quality
-from lifelist.deploy.workshop import Workshop, open_workshop
+from lifelist.deploy.workshop import Workshop
 from lifelist.exporter import answering, index, session
 from lifelist.exporter.errors import Moved, Unavailable
 from lifelist.exporter.manifest import Manifest
@@ -24,9 +24,7 @@ from lifelist.monitoring.watcher import Outside, Watcher
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
-    made = open_workshop(settings(tmp_path))
-    assert learn(made, *NAMES[:2], count=200).state == "done"
-    return made
+    return prepared(tmp_path, count=200)
 
 
 class Acting(World):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parts_rollout import NAMES, add, learn, pictures, settings
+from parts_rollout import NAMES, add, learn, pictures, prepared, settings
 
 from lifelist.deploy import enrol, examples
 from lifelist.deploy.workshop import Workshop, open_workshop
@@ -84,9 +84,7 @@ class World:
 
 @pytest.fixture
 def workshop(tmp_path: Path) -> Workshop:
-    made = open_workshop(settings(tmp_path))
-    assert learn(made, *NAMES[:2], count=200).state == "done"
-    return made
+    return prepared(tmp_path, count=200)
 
 
 @pytest.fixture
