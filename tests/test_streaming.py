@@ -280,14 +280,14 @@ def test_of_a_parquet_file_a_small_part_is_held_at_a_time(tmp_path: Path) -> Non
 
 def small_for_its_images(own: int, kind: Kind) -> Asked:
     """300 MiB of images, and half of that for them."""
-    return Asked(decoded_bytes=300 * MIB, limit_bytes=own + 150 * MIB, image_size=128, kind=kind, repeats=1, threads=1)
+    return Asked(decoded_bytes=300 * MIB, limit_bytes=own + 150 * MIB, image_size=64, kind=kind, repeats=1, threads=1)
 
 
 def test_300_mb_of_images_train_within_150_mb_which_kill_a_loader_that_holds_them(own: int) -> None:
     asked = small_for_its_images(own, "folder")
     said: list[str] = []
     found = measure(asked, said.append)
-    assert found["images"] == 300 * MIB // (3 * 128**2)
+    assert found["images"] == 300 * MIB // (3 * 64**2)
     assert found["held_all_dies"]
     assert "MemoryError" in said[1]
     assert found["peak_private_bytes"] < asked.limit_bytes
