@@ -202,10 +202,12 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         "line": {"swaps": sum(row["swaps"] for row in rows.values()), **worst},
         "rows": rows,
         "course": {count: {"latency": run.course(), "rss_bytes": run.memory} for count, run in runs.items()},
-        "asked": {"swaps": asked.swaps, "clients": asked.clients, "pause_s": asked.pause_s, "images": asked.images}
-        | {"rollbacks": asked.rollbacks},
+        "asked": {
+            "swaps": asked.swaps, "clients": asked.clients, "pause_s": asked.pause_s, "images": asked.images,
+            "rollbacks": asked.rollbacks,
+        },
         "machine": machine(),
-    }
+    }  # fmt: skip
 
 
 def _classes(registry: Registry, number: int, model: models.Model) -> list[int]:

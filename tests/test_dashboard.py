@@ -435,6 +435,7 @@ def test_what_the_server_refuses_is_told_and_the_image_comes_again(site: Server,
 def test_nothing_is_wider_than_a_phone(page: Page) -> None:
     page.view(390, 844, phone=True)
     page.wait("document.documentElement.scrollWidth === 390 && innerWidth === 390", 5)
+    assert page.run("document.documentElement.scrollWidth") == 390
     page.view(1400, 900)
 
 
