@@ -59,7 +59,7 @@ class Parts:
     repository: Repository
     key: bytes  # seals prediction ids
     door: Door
-    probing: bool = False  # what is asked is a probe
+    traffic: bool = True  # False: what is asked is a probe
 
     def of_probes(self) -> "Parts":
         """The same with other books, which nobody reads: what probes are answered is no traffic."""
@@ -69,7 +69,7 @@ class Parts:
             metrics=Metrics(CollectorRegistry()),
             statistics=Statistics(),
             observed=Observed(most=0),
-            probing=True,
+            traffic=False,
         )
 
 
@@ -173,7 +173,7 @@ async def ask(
         async with asyncio.timeout(parts.options.answer_timeout_s):
             pixels, sides = await _pixels(parts, sent, loaded.manifest.preprocess)
             queued = time.perf_counter()
-            query = Query(pixels, sides, loaded, answer, top_k, queued, pinned is not None, not parts.probing)
+            query = Query(pixels, sides, loaded, answer, top_k, queued, pinned is not None, parts.traffic)
             return await parts.batcher.submit(query, len(pixels)), queued - arrived
     except TimeoutError:
         raise Unavailable(f"no answer within {parts.options.answer_timeout_s:g} s; try again later") from None
