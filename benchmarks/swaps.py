@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ SETTLED_S = 0.1  # after the acknowledgement the window of a swap ends
 PATIENCE_S = 30  # with a rollback that nobody sees
 EARLY = 10  # swaps after which memory counts first
 PARTS = 10  # of a run, for the picture
+SUMMED = {"swaps", "answers", "failed_requests", "mixed_answers", "stale_answers"}
 FAILED, UNREADABLE = 0, -1  # in place of a version
 
 
@@ -187,7 +188,7 @@ class Clients:
 
 
 def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Each bar's figure for every count of replicas, and the worst of each as one line."""
+    """Each bar's figure for every count of replicas, and as one line: what is counted in all, the worst of the rest."""
     with tempfile.TemporaryDirectory() as temporary:
         model = models.resnet32(Path(temporary))
         registry = Registry(model.registry)
@@ -196,10 +197,9 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         expected = {number: _classes(registry, number, model) for number in registry.versions()}
         runs = {str(count): _swapped(asked, model, expected, count, tell) for count in asked.replicas}
     rows = {count: run.figures() for count, run in runs.items()}
-    worst = {name: max(row[name] for row in rows.values()) for name in next(iter(rows.values())) if name != "swaps"}
     return {
         "bench": "swap",
-        "line": {"swaps": sum(row["swaps"] for row in rows.values()), **worst},
+        "line": one_line(rows.values()),
         "rows": rows,
         "course": {count: {"latency": run.course(), "rss_bytes": run.memory} for count, run in runs.items()},
         "asked": {
@@ -208,6 +208,12 @@ def measure(asked: Asked, tell: Callable[[str], None]) -> dict[str, Any]:
         },
         "machine": machine(),
     }  # fmt: skip
+
+
+def one_line(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of some runs' figures: what is counted in all, and the worst of the rest."""
+    rows = list(rows)
+    return {name: (sum if name in SUMMED else max)(row[name] for row in rows) for name in rows[0]}
 
 
 def _classes(registry: Registry, number: int, model: models.Model) -> list[int]:

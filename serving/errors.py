@@ -84,6 +84,8 @@ def http_as_json(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error.__cause__, ClientDisconnect):  # while the body was read
         message = LEFT
     elif isinstance(error.__cause__, UnicodeDecodeError):  # of which FastAPI says only that the body cannot be parsed
+        if (encoding := request.headers.get("content-encoding", "identity").lower()) != "identity":
+            return as_json(request, WrongType(f"the content encoding is {encoding[:80]!r}; send the JSON as it is"))
         message = "the body is not JSON: it is not UTF-8"
     elif error.status_code == 404 and error.detail in ("Not Found", ""):
         message = f"there is no {path} here; see /docs"

@@ -52,7 +52,7 @@ class Status:
     pinned: tuple[int, ...] = ()  # of those held: the ones that no swap lets go
 
 
-REST_S = 0.04  # between pieces of the work of loading, each of 10 ms or so: those who wait are answered in between
+REST_S = 0.06  # between pieces of the work of loading, each of 10 ms or so: those who wait are answered in between
 Load = Callable[[int, Loaded | None], Loaded]  # (version, one to share the session of) -> ready to answer
 
 

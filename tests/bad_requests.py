@@ -328,6 +328,11 @@ ROWS = [
     Bad("wrong method", "POST", "/v1/classes/0", 405, "POST does not go with /v1/classes/0; allowed: GET, PATCH"),
     # increments
     Bad("not JSON", "POST", INCREMENTS, 400, "the body is not JSON: …", of_type("application/json", b"{classes: all}")),
+    Bad("not UTF-8", "POST", INCREMENTS, 400, "the body is not JSON: it is not UTF-8",
+        of_type("application/json", b"\xff")),
+    Bad("compressed JSON", "POST", INCREMENTS, 415, "the content encoding is 'gzip'; send the JSON as it is",
+        {"content": gzip.compress(b"{}"),
+         "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"}}),
     Bad("a list", "POST", INCREMENTS, 400, "the body: Input should be a valid dictionary…", {"json": ["wren"]}),
     Bad("a string of classes", "POST", INCREMENTS, 400, "classes: Input should be a valid list, not 'wren'",
         {"json": {"classes": "wren"}}),

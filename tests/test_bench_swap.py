@@ -124,6 +124,11 @@ def test_a_swap_that_is_refused_ends_the_measurement(server: Any) -> None:
         swaps._swap(http_, 1, 2)
 
 
+def test_the_line_counts_what_all_runs_had_and_names_the_worst_of_the_rest() -> None:
+    rows = [{"swaps": 2, "stale_answers": 1, "p99_ratio": 1.2}, {"swaps": 3, "stale_answers": 1, "p99_ratio": 1.1}]
+    assert swaps.one_line(rows) == {"swaps": 5, "stale_answers": 2, "p99_ratio": 1.2}
+
+
 @pytest.mark.timeout(600)
 def test_four_swaps_of_a_server_make_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "swap", "--swaps", "4", "--replicas", "1", "--clients", "2", "--folder", str(tmp_path)]) == 0

@@ -238,7 +238,8 @@ def test_a_replica_killed_between_prepare_and_commit_comes_back_with_the_new_ver
     assert found["version"] == version
     assert load.after(moment) == {version}  # never the old one again, from any replica
     assert load.failures == []
-    assert eventually(lambda: [row["pinned"] for row in server.replicas().values()] == [[loaded]] * 2)
+    assert eventually(lambda: [loaded in row["held"] for row in server.replicas().values()] == [True] * 2)
+    assert [row["pinned"] for row in server.replicas().values()] == [[loaded]] * 2
     with server.http() as http:
         assert http.get(f"/v2/models/lifelist/versions/{loaded}/ready").status_code == 200
         assert http.post(f"{repository}/unload").status_code == 200
