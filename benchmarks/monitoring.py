@@ -50,6 +50,8 @@ ENROLLED = 100  # images of a class that is enrolled
 LOT = 25  # answers between two looks
 STRETCH = 1500  # answers, over which an estimate is held against the truth
 LEAD = 675  # quiet answers first; what then changes does so in the middle of a window
+LONG_LEAD = LEAD + 3000  # two long windows more, where other answers are what long ones are held against
+PATIENCE = 4500  # answers more, until what is no fault of the images is found, or is not
 UNSEEN_SHARE = 0.2  # of the answers, once images of classes come that nobody has told of
 SKEW = 4.0  # half of the classes come so many times as often as the others, once their shares change
 
@@ -283,6 +285,8 @@ class Scenario:
     decoder: Callable[[Pixels], Pixels] | None = None  # the same of all that is decoded, gate images too
     shares: Shares | None = None
     version: int | None = None  # goes live
+    lead: int = LEAD  # quiet answers before it
+    patience: int = 0  # answers after STRETCH, as long as what is wanted was not raised
 
     @property
     def name(self) -> str:
@@ -320,8 +324,12 @@ def scenarios(world: World) -> list[Scenario]:
     with_added = dict.fromkeys((*world.known, *world.added), 1.0)
     found += [
         Scenario(kind="smaller images", wanted=of_images, change=_thumbnails),
-        Scenario(kind="class shares change", wanted=("drift.classes.",), shares=skewed),
-        Scenario(kind="an unseen class arrives", wanted=of_images, shares=with_unseen),
+        Scenario(
+            kind="class shares change", wanted=("drift.classes.",), shares=skewed, lead=LONG_LEAD, patience=PATIENCE
+        ),
+        Scenario(
+            kind="an unseen class arrives", wanted=of_images, shares=with_unseen, lead=LONG_LEAD, patience=PATIENCE
+        ),
         Scenario(kind="classes are enrolled", shares=with_added, version=ENROLLED_BY),
         Scenario(kind="an increment", shares=with_added, version=LEARNED_BY),
         Scenario(kind="an increment without replay", shares=with_added, version=HARMED_BY),
@@ -431,6 +439,10 @@ class Course:
             self.told = one.id
             if one.kind == "alarm":
                 self.raised.append(Raised(name=one.data["alarm"], after=self.answers, rounds=self.server.rounds))
+
+    def raised_any(self, wanted: Sequence[str]) -> bool:
+        """Whether an alarm whose name begins with one of these was raised, since `begin`."""
+        return any(one.name.startswith(tuple(wanted)) for one in self.raised)
 
     @property
     def accuracy(self) -> float:
@@ -553,7 +565,7 @@ def _quiet(course: Course, windows: int, tell: Tell) -> tuple[Facts, list[dict[s
 def _scenario(course: Course, scenario: Scenario, usual: float) -> tuple[Found, Floats]:
     """One of them, from the beginning; usual: accuracy where nothing happens."""
     known = dict.fromkeys(course.world.known, 1.0)
-    course.run(LEAD, known)
+    course.run(scenario.lead, known)
     before = [one.name for one in course.raised]
     course.begin()
     since, old_loss = course.at, None
@@ -566,6 +578,8 @@ def _scenario(course: Course, scenario: Scenario, usual: float) -> tuple[Found, 
     course.run(STRETCH, shares, scenario.change)
     accuracy, logits = course.accuracy, np.concatenate(course.logits)
     estimated, doubts = course.estimated(since), course.doubts(since)
+    while course.answers < STRETCH + scenario.patience and not course.raised_any(scenario.wanted):
+        course.run(LOT, shares, scenario.change)
     if scenario.version is not None:  # what was held may not come afterwards either
         course.at += course.options.hold_s
         course.run(STRETCH, shares, scenario.change)

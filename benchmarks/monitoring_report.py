@@ -14,7 +14,9 @@ from lifelist.benchmarks.monitoring import (
     HARMED_BY,
     LEAD,
     LEARNED_BY,
+    LONG_LEAD,
     MEMORY,
+    PATIENCE,
     QUIET_ALARMS,
     ROUNDS,
     STRETCH,
@@ -135,7 +137,9 @@ def _page(facts: Facts, picture: str, command: str) -> Iterator[str]:
         "contrast are in five steps ([corruptions.py](../../../benchmarks/corruptions.py)). Of an unseen class is "
         f"{UNSEEN_SHARE:.0%} of the images. {classes['added']} classes are added: enrolled by {ENROLLED} images each; "
         f"by an increment ({learned}, {MEMORY:,} images of old classes); and by one that replays nothing ({harmed}). "
-        "An hour later, when drift is no longer held, as many answers follow."
+        "An hour later, when drift is no longer held, as many answers follow. Other shares of classes and unseen ones "
+        f"come after {LONG_LEAD:,} quiet answers, and up to {PATIENCE:,} more follow until they are found: of many "
+        "classes each comes so rarely that it may take long windows."
     )
     yield ""
     yield (

@@ -23,7 +23,9 @@ LEAST = 30  # images of each side, to test anything
 MOST = 500  # images of each side go into a test; more would find differences that nobody cares for
 PERMUTATIONS = 999
 STRANGE = 0.05  # share of held-out images that look so unknown
-EXPECTED = 5.0  # images of a class; rarer ones are counted together
+BATCH = 100  # of them at once, where there are many classes
+EXPECTED = 5.0  # images of the rarest class, for the distribution of χ² to be that of the statistic
+KEPT = 0.98  # of the answers before, with each window: of those fifty windows ago a third are left
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +109,21 @@ def mmd(one: Floats, other: Floats, classes: npt.NDArray[np.int64], random: np.r
     return float(np.sqrt(max(0.0, unbiased))), (1 + as_extreme) / (PERMUTATIONS + 1)
 
 
-def shares(then: Mapping[int, float], now: Mapping[int, float], known: Sequence[int]) -> Tested | None:
-    """Whether classes come in other shares: counts by class id, of classes that both sides know. None: too few."""
-    counts = np.array([[side.get(class_id, 0) for class_id in known] for side in (then, now)], np.float64)
+def shares(
+    then: Mapping[int, int], now: Mapping[int, int], known: Sequence[int], random: np.random.Generator
+) -> Tested | None:
+    """Whether classes come in other shares: counts by class id, of classes that both sides know. None: too few.
+
+    χ²; where a class is too rare for its distribution, by tables drawn at random with the same sums, so that a thousand
+    classes of which each comes now and then are tested, too.
+    """
+    counts = np.array([[side.get(class_id, 0) for class_id in known] for side in (then, now)])
     counts = counts[:, counts.sum(axis=0) > 0]
     if counts.shape[1] < 2 or counts.sum(axis=1).min() < LEAST:
         return None
     expected = counts.sum(axis=0) * counts.sum(axis=1).min() / counts.sum()
-    rare = expected < EXPECTED
-    if rare.any():
-        counts = np.column_stack([counts[:, ~rare], counts[:, rare].sum(axis=1)])
-    if counts.shape[1] < 2:
-        return None
-    counts = counts[:, counts.sum(axis=0) > 0]
-    p_value = float(stats.chi2_contingency(counts).pvalue)
+    drawn = stats.MonteCarloMethod(PERMUTATIONS, batch=BATCH, rng=random) if expected.min() < EXPECTED else None
+    p_value = float(stats.chi2_contingency(counts, correction=False, method=drawn).pvalue)
     with np.errstate(invalid="ignore"):  # of equal shares rounding makes the root of less than nothing, NaN
         score = float(np.nan_to_num(distance.jensenshannon(*counts, base=2)))
     return Tested("classes", int(counts[1].sum()), score, p_value)
@@ -148,6 +151,26 @@ class Alarm:
         if self.in_a_row + 1 >= (raise_after if rejected else clear_after):
             return Alarm(rejected)
         return Alarm(self.raised, self.in_a_row + 1)
+
+
+class Past:
+    """Of which classes the answers before were: what the shares of a window are held against.
+
+    Windows that may yet raise an alarm are not part of it, so that none hides another. The rest is forgotten answer by
+    answer and by chance, so that what is left is a fair sample of what was answered.
+    """
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+        self._latest: list[Counter[int]] = []
+
+    def add(self, window: Counter[int], raise_after: int, random: np.random.Generator) -> None:
+        """One more window; raise_after: so many in a row may raise an alarm."""
+        self._latest.append(window)
+        if len(self._latest) >= raise_after:
+            left = {class_id: int(random.binomial(count, KEPT)) for class_id, count in self.counts.items()}
+            self.counts = Counter({class_id: count for class_id, count in left.items() if count})
+            self.counts.update(self._latest.pop(0))
 
 
 def counted(best: npt.NDArray[np.int64]) -> Counter[int]:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import logging
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from lifelist.exporter.registry import Ref, Registry
 from lifelist.exporter.session import MODEL
 from lifelist.monitoring import drift, fallen, feedback, figures, notices, probe, seen, tables, times, unknowns
 from lifelist.monitoring.database import Database, put
+from lifelist.monitoring.drift import Past
 from lifelist.monitoring.fallen import Fallen
 from lifelist.monitoring.figures import HOUR, MINUTE, stretch
 from lifelist.monitoring.intervals import Share
@@ -38,7 +39,6 @@ COMPACT_EVERY_S = 3600.0
 JUDGE_EVERY_S = 30.0  # looks at labels, after a swap
 WINDOWS = ("short", "long")
 LATEST = 100  # swaps that are looked at after a start
-DECAY = 0.98  # of the counts of classes, with each window: what was answered fifty windows ago counts a third
 
 Observe = Callable[[], Sequence[Observations]]
 Probe = Callable[[Sequence[GateImage]], Sequence[Probed]]
@@ -74,6 +74,11 @@ class _Windows:
         return [whole.of(slice(k * length, (k + 1) * length)) for k in range(count)]
 
 
+def _nothing() -> dict[str, Past]:
+    """What was answered before there was anything, by kind of window."""
+    return {name: Past() for name in WINDOWS}
+
+
 class Watcher:
     """One for each server. `look` is called every few seconds, by one thread."""
 
@@ -93,8 +98,7 @@ class Watcher:
         self.labels = fallen.Labels(database, registry)
         self.random = np.random.default_rng(seed)
         self._windows: dict[tuple[int, AnswerKind, str], _Windows] = {}
-        self._classes: Counter[int] = Counter()  # answered before: what class shares are compared with
-        self._latest: list[Counter[int]] = []  # windows that are not part of it yet
+        self._past = _nothing()
         self._live: Ref | None = None
         self._classes_changed_at = 0.0
         self._probed_at = 0.0
@@ -149,8 +153,7 @@ class Watcher:
             if named != named_before:
                 self._classes_changed_at = times.unix(now.at)
                 if now.generation > told:
-                    self._classes.clear()  # shares among other classes are nothing to compare with
-                    self._latest.clear()
+                    self._past = _nothing()  # shares among other classes are nothing to compare with
             if now.generation > told:
                 came, went = len(named - named_before), len(named_before - named)
                 message = f"version {now.version} is live, after {then.version}: {came} classes more, {went} less"
@@ -206,15 +209,10 @@ class Watcher:
     def _test(self, answering: Answering, reference: Seen | None, name: str, window: Seen, at: float) -> None:
         """Hold a window against the version's reference, and its classes against those answered before."""
         found = [] if reference is None else drift.compare(reference, window, self.random)
-        if name == "short":
-            now = drift.counted(window.best)
-            known = sorted(entry.id for entry in answering.manifest.answerable)
-            if (tested := drift.shares(self._classes, now, known)) is not None:
-                found.append(tested)
-            self._latest.append(now)
-            if len(self._latest) >= self.options.raise_after:  # so that no window that may raise an alarm hides another
-                self._classes = Counter({k: n * DECAY for k, n in self._classes.items() if n > 0.01})
-                self._classes.update(self._latest.pop(0))
+        now, known = drift.counted(window.best), sorted(entry.id for entry in answering.manifest.answerable)
+        if (tested := drift.shares(self._past[name].counts, now, known, self.random)) is not None:
+            found.append(tested)
+        self._past[name].add(now, self.options.raise_after, self.random)
         found = drift.corrected(found, self.options.false_alarms)
         rows = [
             {"at": times.text(at), "version": answering.version, "window": name, "test": one.test, "images": one.images,

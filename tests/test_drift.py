@@ -1,5 +1,7 @@
 """Tests for drift: beside plain loops and scipy; how often they reject where nothing has changed; what they find."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -161,7 +163,7 @@ def counts(random: np.random.Generator, total: int, shares: np.ndarray) -> dict[
 
 def test_shares_are_tested_by_chi_squared() -> None:
     then, now = {1: 400, 2: 300, 3: 300}, {1: 80, 2: 30, 3: 40}
-    found = drift.shares(then, now, [1, 2, 3])
+    found = drift.shares(then, now, [1, 2, 3], np.random.default_rng(0))
     assert found is not None
     assert found.p_value == pytest.approx(stats.chi2_contingency([[400, 300, 300], [80, 30, 40]]).pvalue)
     assert found.images == 150
@@ -169,37 +171,60 @@ def test_shares_are_tested_by_chi_squared() -> None:
 
 
 def test_shares_that_are_exactly_equal_differ_by_nothing() -> None:
-    then, now = {1: 106.6044, 2: 40.3368}, {1: 37, 2: 14}  # counts that have decayed
-    found = drift.shares(then, now, [1, 2])
+    then, now = {1: 111, 2: 42}, {1: 37, 2: 14}
+    found = drift.shares(then, now, [1, 2], np.random.default_rng(0))
     assert found is not None
     assert found.score == 0
 
 
 def test_classes_that_only_one_side_knows_are_left_out() -> None:
+    random = np.random.default_rng(0)
     then, now = {1: 400, 2: 400}, {1: 70, 2: 70, 3: 200}
-    found = drift.shares(then, now, [1, 2])
+    found = drift.shares(then, now, [1, 2], random)
     assert found is not None
     assert found.images == 140
     assert found.p_value == 1
-    assert drift.shares(then, {1: 20, 3: 500}, [1, 2]) is None
-    assert drift.shares({}, now, [1, 2, 3]) is None
+    assert drift.shares(then, {1: 20, 3: 500}, [1, 2], random) is None
+    assert drift.shares({}, now, [1, 2, 3], random) is None
 
 
-def test_rare_classes_are_counted_together_and_quiet_shares_reject_as_often_as_stated() -> None:
-    random = np.random.default_rng(11)
-    shares = np.array([0.4, 0.3] + [0.3 / 60] * 60)
-    found = []
-    for _ in range(400):
-        one = drift.shares(counts(random, 3000, shares), counts(random, 150, shares), range(62))
+FEW_OF_MANY = np.array([0.4, 0.3] + [0.3 / 60] * 60)
+
+
+@pytest.mark.parametrize("shares", [FEW_OF_MANY, np.full(80, 1 / 80), np.full(2000, 1 / 2000)])
+def test_quiet_shares_reject_as_often_as_stated_however_rare_classes_are(shares: np.ndarray) -> None:
+    random, found = np.random.default_rng(11), []
+    for _ in range(200):
+        one = drift.shares(counts(random, 1500, shares), counts(random, 150, shares), range(len(shares)), random)
         assert one is not None
         found.append(one.p_value)
     for rate in (0.01, 0.1, 0.5):
         rejected = sum(p <= rate for p in found)
-        assert stats.binomtest(rejected, 400, rate).pvalue > 0.01
-    other = np.concatenate([[0.2, 0.5], shares[2:]])
-    changed = drift.shares(counts(random, 3000, shares), counts(random, 150, other), range(62))
-    assert changed is not None
-    assert changed.p_value < 1e-4
+        assert stats.binomtest(rejected, 200, rate).pvalue > 0.01
+
+
+def test_other_shares_of_many_classes_are_found_though_each_comes_now_and_then() -> None:
+    random, usual = np.random.default_rng(12), np.full(80, 1 / 80)
+    for of_first, images in ((0.95, 150), (0.65, 1500)):  # half of the classes; 1.9 images of each in a short window
+        other = np.repeat([of_first / 40, (1 - of_first) / 40], 40)
+        found = drift.shares(counts(random, 1500, usual), counts(random, images, other), range(80), random)
+        assert found is not None
+        assert found.p_value <= 1 / (drift.PERMUTATIONS + 1)  # the least that tables drawn at random can say
+
+
+def test_what_was_answered_is_forgotten_little_by_little_and_not_yet_part_of_the_past_at_once() -> None:
+    random, past = np.random.default_rng(13), drift.Past()
+    past.add(Counter({1: 100}), 2, random)
+    assert past.counts == {}
+    past.add(Counter({2: 100}), 2, random)
+    assert past.counts == {1: 100}
+    for _ in range(50):
+        past.add(Counter({2: 100}), 2, random)
+    assert 20 < past.counts[1] < 55  # a third or so
+    assert past.counts[2] == pytest.approx(100 * (1 - drift.KEPT**50) / (1 - drift.KEPT), rel=0.1)
+    for _ in range(1000):
+        past.add(Counter({2: 100}), 2, random)
+    assert set(past.counts) == {2}
 
 
 # ---- many tests, and alarms

@@ -1,5 +1,6 @@
 """The watcher looks: probes after swaps, alarms by intervals, drift against the version's own held-out images."""
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -266,6 +267,23 @@ def test_a_version_from_before_sizes_were_kept_is_tested_by_all_else_and_the_log
     assert {"embedding", "brightness", "contrast", "sharpness"} <= tested
     (said,) = (record for record in caplog.records if record.getMessage() == "drift.untested")
     assert said.facts == {"version": made.version, "tests": ["size"]}  # type: ignore[attr-defined]
+
+
+def test_other_shares_of_classes_are_found_in_short_windows_and_a_smaller_change_in_long_ones(world: World) -> None:
+    looks, seconds = watcher(world, long_window=200), itertools.count()
+    of_each = [shown(world, [name], 50, first=1000) for name in NAMES[:2]]
+
+    def served(first: int, windows: int) -> None:
+        for _ in range(windows):
+            world.serve(np.concatenate([of_each[0][:first], of_each[1][: 50 - first]]))
+            looks.look(NOON + next(seconds))
+
+    served(25, 16)
+    assert raised(world) == []
+    served(33, 8)
+    assert raised(world) == ["drift.classes.long"]
+    served(48, 2)
+    assert sorted(raised(world)) == ["drift.classes.long", "drift.classes.short"]
 
 
 def test_while_classes_have_just_changed_drift_raises_nothing(world: World) -> None:
