@@ -21,8 +21,8 @@ from lifelist.monitoring.feedback import groups, judge
 from lifelist.monitoring.figures import DAY, HOUR, MINUTE, Figure, Group, add, stretch
 from lifelist.monitoring.intervals import Change
 
-AT_ONCE = 16  # images in a request
-REST_S = 0.05  # between requests: traffic comes first
+AT_ONCE = 4  # images in a request: traffic hardly waits for them
+REST_S = 0.02  # between requests
 TIMEOUT_S = 30.0
 KEPT_VERSIONS = 8  # of which the answers to gate images are kept
 
