@@ -137,6 +137,14 @@ def test_enough_images_start_one_increment_which_says_so(tmp_path: Path) -> None
     assert len(workshop.store.rollouts()) == 2
 
 
+def test_a_clock_that_is_set_back_holds_up_no_trigger(tmp_path: Path) -> None:
+    workshop = with_triggers(tmp_path, pending_images=10, min_distance_h=0)
+    starter = Starter(workshop)
+    assert not starter.look(time.time() + 7200).because
+    add(workshop, ["blue"], count=20)
+    assert starter.look(time.time() + 60).starts
+
+
 def test_an_increment_that_was_refused_is_not_started_again_with_the_same_images(tmp_path: Path) -> None:
     refusing = (GateCheck(check="new_class_accuracy", limit=1.01),)
     workshop = with_triggers(tmp_path, refusing, pending_images=10, min_distance_h=0)
