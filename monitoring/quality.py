@@ -35,7 +35,9 @@ class Asked:
     @property
     def seconds(self) -> int:
         """How long the stretches of a curve of that time are."""
-        return next((s for s in (MINUTE, 5 * MINUTE, HOUR) if (self.until - self.since) / s <= POINTS), DAY)
+        finest = HOUR if tuple(self.groups) == ("class",) else MINUTE  # single classes are counted by the hour
+        lengths = (MINUTE, 5 * MINUTE, HOUR)
+        return next((s for s in lengths if s >= finest and (self.until - self.since) / s <= POINTS), DAY)
 
 
 def totals(database: Database, registry: Registry, asked: Asked) -> list[Figure]:

@@ -183,3 +183,13 @@ def test_an_estimate_rests_on_all_held_out_images_where_the_newest_classes_are_r
     key = stretch(NOON, MINUTE), MINUTE, version, "estimated"
     every, old = (quality.share(Figure(*key, g, NONE, 1000, 1000, 900, 1000), registry) for g in ("all", "old"))  # type: ignore[arg-type]
     assert old == every
+
+
+def test_a_curve_of_classes_is_by_the_hour_as_they_are_counted(place: Place) -> None:
+    for k in (1, 20):
+        made = Prediction(place.version, 0, "linear", NOON + k * MINUTE)
+        feedback.record(place.store, f"p{k}", made, 0, label_days=9, at=NOON + HOUR)
+    asked = quality.Asked(NOON, NOON + HOUR, ("class",), ("feedback",))
+    (labels,) = quality.curve(place.store, place.registry, asked)
+    assert (labels.images, labels.seconds, asked.seconds) == (2, HOUR, HOUR)
+    assert quality.Asked(NOON, NOON + HOUR).seconds == MINUTE
