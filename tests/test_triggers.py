@@ -12,7 +12,7 @@ from parts_operator import files, serving
 from parts_rollout import add, prepared
 
 from lifelist import Client
-from lifelist.deploy import examples, rollout, tables, triggers, verdicts
+from lifelist.deploy import cli_quality, examples, rollout, tables, triggers, verdicts
 from lifelist.deploy.cli import main
 from lifelist.deploy.settings import GateCheck
 from lifelist.deploy.sources import load
@@ -292,3 +292,9 @@ def test_the_command_and_the_route_say_the_same(
         assert "8 images wait; nothing speaks for an increment now" in out
         assert "no trigger is set" in out
         assert server.workshop.store.open_rollouts() == []
+
+
+@pytest.mark.parametrize(("until", "shown"), [("2026-11-28T14:55", "14:55"), ("2026-12-01T14:55", "2026-12-01T14:55")])
+def test_a_stretch_that_ends_on_another_day_says_which(until: str, shown: str) -> None:
+    row: Any = {"at": "2026-11-28T09:00:00.000Z", "until": f"{until}:00.000Z"}
+    assert cli_quality._between(row) == ("2026-11-28T09:00", shown)
