@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import click
 
-from lifelist.client.answers import AlarmState, DeliveryRow, Doubt, Figure
+from lifelist.client.answers import AlarmState, DeliveryRow, Doubt, Figure, TriggerRow
 from lifelist.deploy.sources import Resolved
 from lifelist.deploy.terminal import connected, json_option, result, table
 from lifelist.exporter.errors import Failed
@@ -60,10 +60,7 @@ def triggers(resolved: Resolved, as_json: bool) -> None:
 
     workshop = open_workshop(resolved.settings)
     found = shown(workshop, resolved.settings.triggers, time.time())
-    rows = [
-        (r["at"][:16], r["until"][11:16], r["action"], r["waiting"], r["because"], r["held"] or "")
-        for r in found["week"]
-    ]
+    rows = [(*_between(r), r["action"], r["waiting"], r["because"], r["held"] or "") for r in found["week"]]
     now = found["now"]
     state = (
         "nothing speaks for an increment now" if now is None else f"now: {now['held'] or 'it starts'}, {now['because']}"
@@ -111,6 +108,12 @@ def log_(resolved: Resolved, limit: int, as_json: bool) -> None:
         table(("webhook", "kinds", "waiting", "tried again"), rows) if rows else "there is no webhook in the settings"
     )
     result(found, "\n\n".join([shown_, *([_attempts(found["deliveries"])] if found["deliveries"] else [])]), as_json)
+
+
+def _between(row: TriggerRow) -> tuple[str, str]:
+    """When a stretch begins and ends; the day of its end where it is another."""
+    day, end = row["at"][:10], row["until"][:16]
+    return row["at"][:16], end.removeprefix(f"{day}T")
 
 
 def _attempts(found: Sequence[DeliveryRow]) -> str:

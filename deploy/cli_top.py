@@ -10,7 +10,7 @@ from typing import Literal
 
 import click
 
-from lifelist.client.answers import ENDED, AlarmState, Figure, Increment, NoticeRow
+from lifelist.client.answers import ENDED, AlarmState, Doubt, Figure, Increment, NoticeRow
 from lifelist.client.blocking import Client
 from lifelist.client.errors import RequestFailed
 from lifelist.deploy.pulse import Pulse, Traffic
@@ -42,6 +42,7 @@ class Standing:
     live: dict[str, str]
     traffic: Traffic | None
     figures: list[Figure]
+    doubts: list[Doubt]
     classes: list[Figure]
     alarms: list[AlarmState]
     increments: list[Increment]
@@ -87,6 +88,7 @@ class _Watching:
         self.client, self.since, self.pulse = client, since, Pulse()
         self.rates: deque[float] = deque(maxlen=60)
         self._asked, self._figures, self._classes = 0.0, list[Figure](), list[Figure]()
+        self._doubts: list[Doubt] = []
 
     def look(self) -> Standing:
         """How it stands now. Unavailable if it does not answer."""
@@ -94,7 +96,8 @@ class _Watching:
         if traffic is not None:
             self.rates.append(traffic.rate)
         if time.monotonic() - self._asked >= ASK_QUALITY_S or not self._asked:
-            self._figures = self.client.quality(self.since)["figures"]
+            found = self.client.quality(self.since)
+            self._figures, self._doubts = found["figures"], found["doubts"]
             self._classes = self.client.quality(self.since, group="class", source="probe")["figures"]
             self._asked = time.monotonic()
         return Standing(
@@ -103,6 +106,7 @@ class _Watching:
             dict(self.pulse.live),
             traffic,
             self._figures,
+            self._doubts,
             self._classes,
             self.client.alarms()["alarms"],
             self.client.increments(),
@@ -143,6 +147,7 @@ def frame(found: Standing, rates: Sequence[float], wide: int) -> list[str]:
         "",
         _bold(f"right answers of version {number}, of the last {found.since}"),
         *_accuracy([one for one in found.figures if str(one["version"]) == number]),
+        *(f"  doubt the estimate: {one['message']}" for one in found.doubts if str(one["version"]) == number),
         "",
         _bold("worst classes, by probe"),
         *_worst([one for one in found.classes if str(one["version"]) == number]),

@@ -5,7 +5,7 @@ import time
 from lifelist.client.answers import Judged
 from lifelist.deploy.desk import Desk
 from lifelist.deploy.naming import names
-from lifelist.exporter.errors import BadInput, LifelistError
+from lifelist.exporter.errors import BadInput, LifelistError, Missing
 from lifelist.monitoring import feedback
 from lifelist.serving import prediction
 
@@ -28,7 +28,11 @@ def label(desk: Desk, prediction_id: str, truth: str | int, via: str = "") -> Ju
     except LifelistError:
         counted.labels("orphan").inc()
         raise
-    known = names(workshop, workshop.live).meant(truth)
+    try:
+        known = names(workshop, workshop.live).meant(truth)
+    except Missing:  # not recorded, and told by its rate: many of them are a class to add
+        counted.labels("unnamed").inc()
+        raise
     at, days = time.time(), workshop.settings.monitoring.label_days
     try:
         is_news = feedback.record(workshop.store, prediction_id, made, known.id, days, at, via)

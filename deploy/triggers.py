@@ -156,7 +156,7 @@ class Starter:
     def look(self, at: float) -> Decision:
         """Start an increment if it is time; at: now, a Unix time."""
         options = self.workshop.settings.triggers
-        if not options.any or at - self._looked_at < LOOK_EVERY_S:
+        if not options.any or 0 <= at - self._looked_at < LOOK_EVERY_S:  # below 0: the clock was set back
             return Decision()
         self._looked_at = at
         past = Past.of(self.workshop, at)

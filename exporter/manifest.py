@@ -286,9 +286,9 @@ class Manifest:
 
     @property
     def newest(self) -> frozenset[int]:
-        """Ids of the classes of the latest increment; empty when all came with the base."""
+        """Ids of the classes of the latest increment that it can answer; empty when all came with the base."""
         latest = max(c.increment for c in self.classes)
-        return frozenset(c.id for c in self.classes if c.increment == latest) if latest else frozenset()
+        return frozenset(c.id for c in self.answerable if c.increment == latest) if latest else frozenset()
 
     @property
     def passed(self) -> bool:

@@ -30,7 +30,8 @@ OTHERWISE = (
     "duplicate",
     "late",
     "orphan",
-)  # what else becomes of a label: known already; too old; of no answer of ours
+    "unnamed",
+)  # what else becomes of a label: known already; too old; of no answer of ours; of a class that nobody knows
 
 _TEXT = {MINUTE: 16, HOUR: 13, DAY: 10}  # characters of a time that all of a stretch have in common
 

@@ -51,7 +51,7 @@ class MonitoringOptions(BaseModel):
         default=3600,
         ge=0,
         le=30 * DAY_S,
-        description="seconds after classes changed during which drift raises no alarm; accuracy and errors do",
+        description="seconds after live has other classes, or another model, in which drift raises no alarm",
     )
     rollback: Literal["off", "tell", "on"] = Field(
         default="tell", description="when accuracy falls after a swap: off, tell, or roll back (on), once"

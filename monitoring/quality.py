@@ -35,26 +35,33 @@ class Asked:
     @property
     def seconds(self) -> int:
         """How long the stretches of a curve of that time are."""
-        return next((s for s in (MINUTE, 5 * MINUTE, HOUR) if (self.until - self.since) / s <= POINTS), DAY)
+        finest = HOUR if tuple(self.groups) == ("class",) else MINUTE  # single classes are counted by the hour
+        lengths = (MINUTE, 5 * MINUTE, HOUR)
+        return next((s for s in lengths if s >= finest and (self.until - self.since) / s <= POINTS), DAY)
 
 
 def totals(database: Database, registry: Registry, asked: Asked) -> list[Figure]:
     """One figure for each version, source and group (and class, of group `class`), over all of the time."""
-    found = map(_of_one_round, over(_found(database, registry, asked, DAY, whole=True), None))
+    found = map(_counted, over(_found(database, registry, asked, DAY, whole=True), None))
     return sorted(found, key=lambda one: (-one.version, one.source, one.group, one.class_id))
 
 
 def curve(database: Database, registry: Registry, asked: Asked) -> list[Figure]:
     """The same for each stretch of the time, in order of time."""
     finest = MINUTE if asked.seconds < HOUR else asked.seconds
-    return [_of_one_round(one) for one in over(_found(database, registry, asked, finest), asked.seconds)]
+    return [_counted(one) for one in over(_found(database, registry, asked, finest), asked.seconds)]
 
 
 def share(figure: Figure, registry: Registry) -> Share:
-    """The share of right answers with its interval; of an estimate, that of the calibration behind it included."""
+    """The share of right answers with its interval; of an estimate, that of the calibration behind it included.
+
+    Of less than half an image nothing is said: classes that no image is likely to be of, in so short a time.
+    """
     found = figure.share
     if figure.source != "estimated" or found.ratio is None:
         return found
+    if not round(found.total):
+        return Share.of(0, 0)
     calibrated = _calibrated_on(registry, figure)
     both = found.total * calibrated / (found.total + calibrated) if calibrated else 0.0
     return Share.of(found.ratio * both, both)
@@ -132,8 +139,14 @@ def _as_traffic(found: Mapping[tuple[Source, int], Figure]) -> Share:
     return Share.of_weights(right, total, squares)
 
 
-def _of_one_round(one: Figure) -> Figure:
-    """Probes ask about the same images again and again: what they are on average, as one round of them."""
+def _counted(one: Figure) -> Figure:
+    """With the images that its interval rests on.
+
+    Probes ask about the same images again and again: what they are on average, as one round of them. Images that were
+    looked at are of a class in part, and their parts add up, not what each rounds to.
+    """
+    if one.source == "estimated":
+        return replace(one, images=round(one.share.total))
     if one.source != "probe" or one.rounds <= 1:
         return one
     sums = {name: getattr(one, name) / one.rounds for name in ("total", "right", "squares")}

@@ -74,6 +74,11 @@ class _Windows:
         return [whole.of(slice(k * length, (k + 1) * length)) for k in range(count)]
 
 
+def _have_passed(seconds: float, since: float, at: float) -> bool:
+    """Whether so many seconds have passed. If the clock was set back, nobody knows, and it counts as if they had."""
+    return not 0 <= at - since < seconds
+
+
 def _nothing() -> dict[str, Past]:
     """What was answered before there was anything, by kind of window."""
     return {name: Past() for name in WINDOWS}
@@ -99,8 +104,9 @@ class Watcher:
         self.random = np.random.default_rng(seed)
         self._windows: dict[tuple[int, AnswerKind, str], _Windows] = {}
         self._past = _nothing()
+        self._tested = 0  # windows, in this look
         self._live: Ref | None = None
-        self._classes_changed_at = 0.0
+        self._changed_at = 0.0  # when live came to know other classes, or to answer by another model
         self._probed_at = 0.0
         self._compacted_at = 0.0
         self._judged_at = 0.0
@@ -116,11 +122,11 @@ class Watcher:
         self._observe(at)
         if self._is_due(at):
             self.probe(at)
-        if at - self._judged_at >= JUDGE_EVERY_S:
+        if _have_passed(JUDGE_EVERY_S, self._judged_at, at):
             self._judged_at = at
             judged = [self.labels.fallen(swap, self.options.loss, at) for swap in self._swaps(at)]
             self._act([self._owed, *judged])
-        if at - self._compacted_at >= COMPACT_EVERY_S:
+        if _have_passed(COMPACT_EVERY_S, self._compacted_at, at):
             self._compacted_at = at
             feedback.compact(self.database, self.registry, self.options.label_days, at)
             figures.compact(self.database, self.options, at)
@@ -130,6 +136,7 @@ class Watcher:
 
     def _observe(self, at: float) -> None:
         """Look at what was answered. What has been taken from the replicas and cannot be kept is lost, and counted."""
+        self._tested = 0
         taken = [one for one in self.outside.observe() if len(one.ids)]
         try:
             while taken:
@@ -150,10 +157,10 @@ class Watcher:
         for then, now in itertools.pairwise(self.registry.history("live")[-LATEST:]):
             before, after = (self.registry.manifest(one.version) for one in (then, now))
             named, named_before = ({entry.id for entry in manifest.answerable} for manifest in (after, before))
-            if named != named_before:
-                self._classes_changed_at = times.unix(now.at)
+            if named != named_before or after.file(MODEL).sha256 != before.file(MODEL).sha256:
+                self._changed_at = times.unix(now.at)
                 if now.generation > told:
-                    self._past = _nothing()  # shares among other classes are nothing to compare with
+                    self._past = _nothing()  # shares among other classes, or by another model, do not compare
             if now.generation > told:
                 came, went = len(named - named_before), len(named_before - named)
                 message = f"version {now.version} is live, after {then.version}: {came} classes more, {went} less"
@@ -214,14 +221,16 @@ class Watcher:
             found.append(tested)
         self._past[name].add(now, self.options.raise_after, self.random)
         found = drift.corrected(found, self.options.false_alarms)
+        moment = times.text(at + 0.001 * self._tested)  # one look may have several windows, each a row for itself
+        self._tested += 1
         rows = [
-            {"at": times.text(at), "version": answering.version, "window": name, "test": one.test, "images": one.images,
+            {"at": moment, "version": answering.version, "window": name, "test": one.test, "images": one.images,
              "score": one.score, "p_value": one.p_value, "rejected": one.rejected}
             for one in found
         ]  # fmt: skip
         with self.database.writing() as connection:
             put(connection, tables.drift, rows)
-        held = at - self._classes_changed_at < self.options.hold_s
+        held = at - self._changed_at < self.options.hold_s
         for one in found:
             self.alarms.look(
                 f"drift.{one.test}.{name}",
@@ -240,7 +249,7 @@ class Watcher:
         every = self.options.probe_every_s
         if not self.options.probe_images or self._live is None:
             return False
-        return self._probed_at == 0.0 or (every > 0 and at - self._probed_at >= every)
+        return self._probed_at == 0.0 or (every > 0 and _have_passed(every, self._probed_at, at))
 
     def probe(self, at: float) -> None:
         """Send gate images through the live path, and judge what comes back."""

@@ -127,7 +127,7 @@ class Post:
 
     def _of(self, hook: Webhook, at: float) -> int:
         stand, delivered = self._stand(hook), 0
-        if at < stand["next_at"]:
+        if at < stand["next_at"] <= at + LONGEST_PAUSE_S:  # later than that: the clock was set back
             return 0
         for notice in self._after(stand["position"], hook.kinds):
             first_at = at if stand["first_at"] is None else stand["first_at"]

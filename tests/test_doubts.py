@@ -1,6 +1,7 @@
 """What speaks against an estimate: drift in more windows than chance rejects, an audit or a probe apart from it."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from lifelist.exporter.registry import Registry
 from lifelist.monitoring import feedback, figures, probe, quality, tables, times
 from lifelist.monitoring.database import put
 from lifelist.monitoring.figures import HOUR, MINUTE, NONE, Figure, stretch
+from lifelist.monitoring.intervals import Share
 from lifelist.monitoring.options import MonitoringOptions
 from lifelist.monitoring.probe import GateImage, Probed
 from lifelist.serving.prediction import Prediction
@@ -149,3 +151,45 @@ def test_a_gate_image_that_is_probed_again_is_no_further_image(place: Place, rou
     assert found["class", 1].right == 0
     points = quality.curve(place.store, place.registry, asked)
     assert {one.images for one in points if one.group == "all"} == {120}
+
+
+def test_of_less_than_half_an_image_no_share_is_told_and_parts_of_images_add_up(place: Place) -> None:
+    def of_old(at: float, total: float) -> Figure:
+        return Figure(
+            stretch(at, MINUTE), MINUTE, place.version, "estimated", "old", NONE, 0, total, 0.1 * total, total
+        )
+
+    def shown() -> tuple[int, Share]:
+        (found,) = quality.totals(place.store, place.registry, quality.Asked(NOON, NOON + HOUR, ("old",)))
+        return found.images, quality.share(found, place.registry)
+
+    with place.store.writing() as connection:
+        figures.add(connection, [of_old(NOON, 0.3)])
+    assert shown() == (0, Share.of(0, 0))
+    with place.store.writing() as connection:
+        figures.add(connection, [of_old(NOON + k * MINUTE, 0.4) for k in range(1, 26)])
+    images, share = shown()
+    assert images == 10
+    assert share.ratio == pytest.approx(0.1)
+
+
+def test_an_estimate_rests_on_all_held_out_images_where_the_newest_classes_are_retired(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path / "registry"))
+    made = tiny_version(registry, BIRDS[:4], increments=(0, 0, 1, 1))
+    calibrated = Confidences(Confidence(2000, 1.0, SURE, SURE), None)
+    classes = tuple(replace(entry, retired=entry.increment == 1) for entry in made.classes)
+    draft = replace(made, version=0, kind="change", parent=1, classes=classes, confidences=calibrated)
+    version = registry.publish(draft, {}, reuse=made.files).version
+    key = stretch(NOON, MINUTE), MINUTE, version, "estimated"
+    every, old = (quality.share(Figure(*key, g, NONE, 1000, 1000, 900, 1000), registry) for g in ("all", "old"))  # type: ignore[arg-type]
+    assert old == every
+
+
+def test_a_curve_of_classes_is_by_the_hour_as_they_are_counted(place: Place) -> None:
+    for k in (1, 20):
+        made = Prediction(place.version, 0, "linear", NOON + k * MINUTE)
+        feedback.record(place.store, f"p{k}", made, 0, label_days=9, at=NOON + HOUR)
+    asked = quality.Asked(NOON, NOON + HOUR, ("class",), ("feedback",))
+    (labels,) = quality.curve(place.store, place.registry, asked)
+    assert (labels.images, labels.seconds, asked.seconds) == (2, HOUR, HOUR)
+    assert quality.Asked(NOON, NOON + HOUR).seconds == MINUTE

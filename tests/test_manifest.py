@@ -92,6 +92,8 @@ def test_rows_of_the_last_layer_are_the_trained_classes_in_order() -> None:
     assert [entry.id for entry in FULL.trained] == [0, 3]
     assert FULL.newest == {7}
     assert replace(FULL, classes=FULL.classes[:1], bias=None).newest == frozenset()
+    retired = replace(FULL.classes[-1], retired=True)
+    assert replace(FULL, classes=(*FULL.classes[:-1], retired)).newest == frozenset()  # and no older one is new again
     assert FULL.passed
     assert not replace(FULL, gate=(*FULL.gate, Check("classes", False, None, None, "")), version=0).passed
 

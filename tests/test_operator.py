@@ -488,6 +488,9 @@ def test_an_answer_with_a_class_that_its_version_does_not_have_is_refused_and_no
 
 def test_a_class_that_the_version_could_not_know_counts_apart(client: Client) -> None:
     before = client.classify([("x", bird(3))])["images"][0]
+    with pytest.raises(RequestFailed, match="no class is named 'wren'"):
+        client.feedback(before["prediction_id"], "wren")
+    assert metric(client, "lifelist_feedback_total", outcome="unnamed") == 1
     client.add_examples("wren", files(3, 4))
     assert not client.feedback(before["prediction_id"], "wren")["correct"]
     after = client.classify([("x", bird(3))])["images"][0]

@@ -14,6 +14,7 @@ from parts_dashboard import Asking, a_day
 from parts_operator import Server, serving
 from parts_server import LIFELIST
 
+from lifelist.client.answers import Doubt
 from lifelist.client.blocking import Client
 from lifelist.deploy import cli_top
 from lifelist.deploy.cli import main
@@ -79,6 +80,15 @@ def test_a_frame_has_what_the_api_says(site: Server, capsys: pytest.CaptureFixtu
     assert "main 7/20" in text
     assert found["traffic"]["rate"] > 5
     assert found["traffic"]["errors"] == 0
+
+
+def test_a_frame_says_when_the_estimate_of_what_is_live_is_to_be_doubted() -> None:
+    doubts: list[Doubt] = [{"version": 2, "message": "the audit is apart"}, {"version": 1, "message": "it was then"}]
+    found = cli_top.Standing("", "24h", {}, None, [], doubts, [], [], [], [])
+    found.live = {"version": "2", "answer": "linear", "provider": "cpu", "precision": "fp32", "classes": "3"}
+    text = "\n".join(cli_top.frame(found, [], 100))
+    assert "doubt the estimate: the audit is apart" in text
+    assert "it was then" not in text
 
 
 def test_it_goes_on_in_a_terminal_of_any_size_and_ends_by_ctrl_c(site: Server, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from parts_operator import files, serving
 from parts_rollout import add, prepared
 
 from lifelist import Client
-from lifelist.deploy import examples, rollout, tables, triggers, verdicts
+from lifelist.deploy import cli_quality, examples, rollout, tables, triggers, verdicts
 from lifelist.deploy.cli import main
 from lifelist.deploy.settings import GateCheck
 from lifelist.deploy.sources import load
@@ -135,6 +135,14 @@ def test_enough_images_start_one_increment_which_says_so(tmp_path: Path) -> None
     assert rollout.carry_all(workshop)[-1].state == "done"
     assert not starter.look(time.time() + 2000).because
     assert len(workshop.store.rollouts()) == 2
+
+
+def test_a_clock_that_is_set_back_holds_up_no_trigger(tmp_path: Path) -> None:
+    workshop = with_triggers(tmp_path, pending_images=10, min_distance_h=0)
+    starter = Starter(workshop)
+    assert not starter.look(time.time() + 7200).because
+    add(workshop, ["blue"], count=20)
+    assert starter.look(time.time() + 60).starts
 
 
 def test_an_increment_that_was_refused_is_not_started_again_with_the_same_images(tmp_path: Path) -> None:
@@ -284,3 +292,9 @@ def test_the_command_and_the_route_say_the_same(
         assert "8 images wait; nothing speaks for an increment now" in out
         assert "no trigger is set" in out
         assert server.workshop.store.open_rollouts() == []
+
+
+@pytest.mark.parametrize(("until", "shown"), [("2026-11-28T14:55", "14:55"), ("2026-12-01T14:55", "2026-12-01T14:55")])
+def test_a_stretch_that_ends_on_another_day_says_which(until: str, shown: str) -> None:
+    row: Any = {"at": "2026-11-28T09:00:00.000Z", "until": f"{until}:00.000Z"}
+    assert cli_quality._between(row) == ("2026-11-28T09:00", shown)

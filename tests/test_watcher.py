@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from parts_rollout import NAMES, add, learn, pictures, prepared, settings
 
 from lifelist.deploy import enrol, examples
@@ -18,7 +19,7 @@ from lifelist.exporter.imagery import LOOKS
 from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.preprocess import decode
 from lifelist.exporter.provisional import HELD_OUT
-from lifelist.monitoring import figures, notices, quality
+from lifelist.monitoring import figures, notices, quality, tables
 from lifelist.monitoring.intervals import Share
 from lifelist.monitoring.options import MonitoringOptions
 from lifelist.monitoring.probe import GateImage, Probed
@@ -299,6 +300,37 @@ def test_while_classes_have_just_changed_drift_raises_nothing(world: World) -> N
         world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k, dim=0.6))
         looks.look(NOON + 10_000 + k)
     assert "drift.brightness.short" in raised(world)
+
+
+def test_after_an_increment_of_known_classes_drift_raises_nothing_either(world: World) -> None:
+    looks = watcher(world)
+    looks.look(NOON)
+    assert learn(world.workshop, "red", count=240).version == 2
+    for k in range(4):
+        world.serve(shown(world, NAMES[:2], 25, first=1000 + 25 * k, dim=0.6))
+        looks.look(NOON + 10 + k)
+    assert raised(world) == []
+    for k in range(4):
+        world.serve(shown(world, NAMES[:2], 25, first=2000 + 25 * k, dim=0.6))
+        looks.look(NOON + 10_000 + k)
+    assert "drift.brightness.short" in raised(world)
+
+
+def test_several_windows_in_one_look_are_a_row_each(world: World) -> None:
+    looks = watcher(world)
+    world.serve(shown(world, NAMES[:2], 50, first=1000))
+    world.serve(shown(world, NAMES[:2], 25, first=2000))  # by another replica
+    looks.look(NOON)
+    with world.workshop.store.reading() as connection:
+        c = tables.drift.c
+        assert connection.scalar(sa.select(sa.func.count()).where(c.test == "brightness")) == 3
+
+
+def test_a_clock_that_is_set_back_stops_no_probe(world: World) -> None:
+    looks = watcher(world, probe_every_s=300, probe_images=30)
+    for at in (0, -7200, -7190, -6900):
+        looks.look(NOON + at)
+    assert world.asked == [30, 30, 30]
 
 
 def test_a_class_that_is_enrolled_and_hardly_recognised_is_no_fall_of_the_version(world: World) -> None:

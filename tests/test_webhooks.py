@@ -145,6 +145,14 @@ def test_a_hook_that_fails_is_tried_again_with_longer_pauses_and_loses_nothing(
     assert len(log[2].message) <= 300
 
 
+def test_a_clock_that_is_set_back_holds_up_no_hook(store: Store, receiver: Receiver) -> None:
+    sends, receiver.status = post(store, hook(receiver.url)), 503
+    notices.tell(store, "swap", "a", 1)
+    assert sends.look(NOW) == 0
+    receiver.status = 204
+    assert sends.look(NOW - 7200) == 1
+
+
 def test_an_event_that_nobody_takes_for_a_day_is_given_up_and_later_ones_arrive(
     store: Store, receiver: Receiver
 ) -> None:
