@@ -31,7 +31,8 @@ def label(desk: Desk, prediction_id: str, truth: str | int, via: str = "") -> Ju
     try:
         known = names(workshop, workshop.live).meant(truth)
     except Missing:  # not recorded, and told by its rate: many of them are a class to add
-        counted.labels("unnamed").inc()
+        if not via:
+            counted.labels("unnamed").inc()
         raise
     at, days = time.time(), workshop.settings.monitoring.label_days
     try:

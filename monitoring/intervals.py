@@ -24,7 +24,7 @@ class Share:
         ratio = min(1.0, right / total)
         middle = (ratio + Z * Z / (2 * total)) / (1 + Z * Z / total)
         half = Z / (1 + Z * Z / total) * math.sqrt(ratio * (1 - ratio) / total + Z * Z / (4 * total * total))
-        return cls(ratio, max(0.0, middle - half), min(1.0, middle + half), total)
+        return cls(ratio, min(ratio, max(0.0, middle - half)), max(ratio, min(1.0, middle + half)), total)
 
     @classmethod
     def of_weights(cls, right: float, total: float, squares: float) -> Self:

@@ -22,6 +22,7 @@ from lifelist import Client
 from lifelist.deploy import dashboard
 from lifelist.monitoring import notices
 from lifelist.monitoring.figures import HOUR
+from lifelist.monitoring.intervals import Change, Share
 from lifelist.serving import keys
 
 pytestmark = pytest.mark.timeout(180)
@@ -182,6 +183,19 @@ def test_the_figures_on_the_page_are_those_of_the_api(site: Server, page: Page) 
     rows = page.each("#classes-table tbody tr[data-row]", told)
     assert sorted(rows) == sorted([k, one["ratio"], one["images"]] for k, one in of_class.items())
     assert [ratio for _, ratio, _ in rows] == sorted(ratio for _, ratio, _ in rows)  # the worst first
+
+    earlier: Any = api(site, "/v1/quality", group="class", source="probe", since="48h", until="24h")
+    told = "[Number(e.closest('tr').dataset.row), e.className, e.parentElement.innerText]"
+    trends = page.each("#classes-table [data-trend]", told)
+    assert len(trends) == len(earlier["figures"]) == 6
+    for class_id, kind, text in trends:  # none rises or falls that may do so by chance
+        (then,) = (one for one in earlier["figures"] if one["class_id"] == class_id)
+        sides = (Share.of(one["ratio"] * one["images"], one["images"]) for one in (then, of_class[class_id]))
+        change = Change.between(*sides)
+        assert change is not None
+        assert kind == ("falls" if change.high < 0 else "rises" if change.low > 0 else "quiet")
+        signed = [f"{100 * value:+.1f}".replace("-", "−") for value in (change.difference, change.low, change.high)]
+        assert text.removeprefix("▼ ").removeprefix("▲ ").split() == [signed[0], signed[1], "…", signed[2]]
 
     pairs = api(site, "/v1/quality/confusions", limit=30)["pairs"]
     assert isinstance(pairs, list)

@@ -15,6 +15,16 @@ def test_a_share_has_wilsons_interval(right: int, total: int) -> None:
     assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
 
 
+def test_a_share_lies_in_its_interval_whatever_is_rounded() -> None:
+    for total in np.linspace(0.51, 300, 2000):
+        for right in (0.0, total / 3, total):
+            found = Share.of(right, total)
+            assert found.low is not None
+            assert found.ratio is not None
+            assert found.high is not None
+            assert 0 <= found.low <= found.ratio <= found.high <= 1
+
+
 def test_nothing_counted_is_no_share() -> None:
     nothing = Share(None, None, None, 0)
     assert Share.of(0, 0) == Share.of_weights(0, 0, 0) == nothing

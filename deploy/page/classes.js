@@ -9,6 +9,13 @@ const ROW = 52; // pixels, as style.css has it
 const BEYOND = 6; // rows that are made above and below those in sight
 const COLUMNS = { name: (row) => row.name.toLowerCase(), increment: (row) => row.increment, images: (row) => row.images, ratio: (row) => row.ratio, trend: (row) => row.trend };
 
+// By how much recall differs from before, with the hybrid score interval (Newcombe 1998): few images rise and fall by chance.
+function change(before, now) {
+  if ((before?.ratio ?? null) === null || (now?.ratio ?? null) === null) return { trend: null };
+  const trend = now.ratio - before.ratio;
+  return { trend, least: trend - Math.hypot(now.ratio - now.low, before.high - before.ratio), most: trend + Math.hypot(now.high - now.ratio, before.ratio - before.low) };
+}
+
 export class ClassTable {
   constructor() {
     this.rows = [];
@@ -36,7 +43,7 @@ export class ClassTable {
     const rows = classes.classes.filter((one) => !one.retired && one.merged_into === null).map((one) => {
       const figure = now.get(one.id), earlier = then.get(one.id);
       return { ...one, isNew: latest > 0 && one.increment === latest, images: figure?.images ?? 0, ratio: figure?.ratio ?? null, low: figure?.low, high: figure?.high,
-        trend: figure && earlier && figure.ratio !== null && earlier.ratio !== null ? figure.ratio - earlier.ratio : null };
+        ...change(earlier, figure) };
     });
     if (JSON.stringify(rows) === JSON.stringify(this.rows)) return; // what is shown stays as it is
     this.rows = rows;
@@ -92,8 +99,9 @@ export class ClassTable {
   }
 
   row(row, place) {
-    const [kind, arrow] = Math.abs(row.trend) < 0.0005 ? ["quiet", ""] : row.trend < 0 ? ["falls", "▼ "] : ["rises", "▲ "];
-    const trend = row.trend === null ? el("span", { class: "quiet" }, "–") : el("span", { class: kind }, arrow + signed(100 * row.trend));
+    const [kind, arrow] = row.most < 0 ? ["falls", "▼ "] : row.least > 0 ? ["rises", "▲ "] : ["quiet", ""]; // else it may be chance
+    const trend = row.trend === null ? el("span", { class: "quiet" }, "–")
+      : [el("span", { class: kind, "data-trend": row.trend }, arrow + signed(100 * row.trend)), el("br", {}), el("small", {}, `${signed(100 * row.least)} … ${signed(100 * row.most)}`)];
     const recall = row.ratio === null ? el("span", { class: "quiet" }, "–")
       : el("span", { class: "figure" }, el("strong", {}, percent(row.ratio)), bar(row.low, row.ratio, row.high), el("small", {}, `${between(row.low, row.high)}, n ${count(row.images)}`));
     return el("tr", { "aria-rowindex": place + 2, "data-row": row.id, "data-ratio": row.ratio, "data-images": row.images },
