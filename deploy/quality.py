@@ -30,6 +30,7 @@ from lifelist.serving.metrics import OTHER
 
 OUTCOMES = (*get_args(feedback.Outcome), *feedback.OTHERWISE)
 LAG = (1, 10, 60, 600, 3600, 6 * 3600, 86_400, 7 * 86_400, 30 * 86_400, 90 * 86_400)  # seconds
+VERSIONS = 10  # of those that answered within a day, the latest have series of their own, and live
 TRIED_EVERY_S = 5.0  # at most: many may ask for metrics, some every second
 HOLDS = 20  # times as long as it took to find out, what is said of classes holds: there may be many
 
@@ -123,10 +124,11 @@ class Quality(Collector):
         yield from self._drift(live)
 
     def _accuracy(self, now: float) -> Iterator[Metric]:
-        named = [
-            ([one.group, one.source, str(one.version)], one)
-            for one in quality.totals(self.store, self.registry, quality.Asked(now - DAY, now))
-        ]
+        ref = self.registry.ref("live")
+        found = quality.totals(self.store, self.registry, quality.Asked(now - DAY, now))
+        latest = sorted({one.version for one in found}, reverse=True)[:VERSIONS]  # each class enrolled makes one
+        shown = {*latest, ref.version if ref else None}
+        named = [([one.group, one.source, str(one.version)], one) for one in found if one.version in shown]
         text, labels = "Share of answers of the last day that were right", ("group", "source", "version")
         yield from self._shares("lifelist_accuracy", text, labels, named)
 

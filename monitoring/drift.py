@@ -18,7 +18,8 @@ from lifelist.exporter.fold import Floats
 from lifelist.exporter.imagery import LOOKS
 from lifelist.monitoring.seen import Column, Seen
 
-TESTS = ("embedding", "confidence", "margin", "unknown", *LOOKS, "classes")
+OF_IMAGES = ("embedding", "confidence", "margin", "unknown", *LOOKS)
+TESTS = (*OF_IMAGES, "classes")
 LEAST = 30  # images of each side, to test anything
 MOST = 500  # images of each side go into a test; more would find differences that nobody cares for
 PERMUTATIONS = 999

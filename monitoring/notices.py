@@ -146,3 +146,8 @@ class Alarms:
         kind = "alarm" if after.raised else "cleared"
         tell(self.database, kind, message, version, alarm=name, **data)
         return kind
+
+    def untested(self, name: str, version: int) -> None:
+        """Of this version nothing can be said: if the alarm was raised, of another one, it is over."""
+        if name in self._known and self._known[name].state == "raised":
+            self.look(name, False, f"version {version} has nothing to test it by", version)

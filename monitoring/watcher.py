@@ -242,6 +242,9 @@ class Watcher:
                 score=one.score,
                 p_value=one.p_value,
             )
+        if reference is None or any(one.test in drift.OF_IMAGES for one in found):  # else the window is too odd
+            for test in sorted({*drift.OF_IMAGES} - {one.test for one in found}):
+                self.alarms.untested(f"drift.{test}.{name}", answering.version)
 
     # Probes
 
@@ -337,6 +340,8 @@ class Watcher:
                 live.version,
                 accuracy=share.ratio,
             )
+        else:
+            self.alarms.untested("accuracy.probe", live.version)
         changes = [(before, probe.change(self.database, before, live)) for before in self._before(live)]
         found = [(change.high, before, change) for before, change in changes if change is not None]
         if found:
@@ -350,6 +355,8 @@ class Watcher:
                 before=before.version,
                 change=worst.difference,
             )
+        else:
+            self.alarms.untested("accuracy.old", live.version)
 
     def _promised(self, live: Manifest) -> dict[int, float]:
         """By class id, recall on its held-out images, as it answers by default, when it was made; of classes with any.

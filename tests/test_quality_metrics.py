@@ -19,7 +19,7 @@ from lifelist.exporter.manifest import BiasCorrection
 from lifelist.exporter.registry import Registry
 from lifelist.monitoring import confusions, figures, notices, probe, tables, times
 from lifelist.monitoring.database import put
-from lifelist.monitoring.figures import HOUR, Figure, stretch
+from lifelist.monitoring.figures import HOUR, MINUTE, NONE, Figure, stretch
 from lifelist.monitoring.intervals import Share
 from lifelist.monitoring.options import KINDS
 from lifelist.monitoring.probe import GateImage, Probed
@@ -108,6 +108,19 @@ def test_labels_count_for_recall_too_and_are_looked_at_again_after_a_while(
     label(store, "p9", 2, 1, 1, NOW - 5, weight=10.0)
     assert values(eager, "lifelist_class_recall_ratio")["1", "feedback"] == 0.5
     assert values(patient, "lifelist_class_recall_ratio")["1", "feedback"] == 0.0
+
+
+def test_the_latest_versions_and_the_live_one_have_series_however_many_answered(
+    store: Store, registry: Registry, page: CollectorRegistry
+) -> None:
+    others = [tiny_version(registry, BIRDS[:5], parent=2).version for _ in range(12)]
+    begins = stretch(NOW, MINUTE), MINUTE
+    with store.writing() as connection:
+        said = [Figure(*begins, version, "feedback", "all", NONE, 10, 10, 9, 10) for version in (1, 2, *others)]
+        figures.add(connection, said)
+    Quality(store, registry, page)
+    shown = {int(version) for _, _, version in values(page, "lifelist_accuracy_ratio")}
+    assert shown == {2, *others[-10:]}
 
 
 def test_the_series_of_a_retired_class_go(store: Store, registry: Registry, page: CollectorRegistry) -> None:

@@ -260,9 +260,15 @@ def test_a_version_from_before_sizes_were_kept_is_tested_by_all_else_and_the_log
     older = replace(held, looks=held.looks[:, :3].copy())
     shared = [entry for entry in live.files if entry.name != HELD_OUT]
     made = registry.publish(replace(live, version=0, parent=1), {HELD_OUT: older.as_bytes()}, reuse=shared)
+    looks = watcher(world)
+    for k in range(2):
+        world.serve(shown(world, NAMES[:2], 25, first=1000), side=4)
+        looks.look(NOON - 10 + k)
+    assert raised(world) == ["drift.size.short"]
     world.workshop.swap(made.version, 1)
     world.serve(shown(world, NAMES[:2], 25, first=1000), side=4)
-    watcher(world).look(NOON)
+    looks.look(NOON)
+    assert raised(world) == []  # of what cannot be tested any more nothing is said
     tested = {row["test"] for row in quality.drift_tests(world.workshop.store, made.version)}
     assert "size" not in tested
     assert {"embedding", "brightness", "contrast", "sharpness"} <= tested
