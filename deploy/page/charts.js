@@ -2,7 +2,7 @@
 
 import { clock, count, el, svg, table } from "./dom.js";
 
-const HIGH = 200, LEFT = 46, RIGHT = 16, TOP = 16, BOTTOM = 24, NAME = 30; // pixels; the last is what the name of a mark takes
+const HIGH = 200, LEFT = 54, RIGHT = 16, TOP = 16, BOTTOM = 24, NAME = 30; // pixels; the last is what the name of a mark takes
 
 // series: [{name, colour, runs: [[{at, value, low, high, note}]]}], a run is drawn without a gap; at in milliseconds.
 // marks: [{at, text}]: of those that stand close the last is named. show: value → text. range: [low, high] of values, or undefined: from 0 to the highest.
