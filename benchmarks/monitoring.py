@@ -32,6 +32,7 @@ from lifelist.exporter.preprocess import Pixels, fit
 from lifelist.exporter.registry import Registry
 from lifelist.monitoring import figures, notices, quality
 from lifelist.monitoring.database import Database
+from lifelist.monitoring.drift import OF_IMAGES
 from lifelist.monitoring.options import MonitoringOptions
 from lifelist.monitoring.probe import GateImage, Probed
 from lifelist.monitoring.watcher import Outside, Watcher
@@ -62,8 +63,6 @@ HARM = 0.05
 MAY = 0.01  # and one that loses more than this may be named
 QUIET_ALARMS = 2  # at most, over 200 quiet windows
 ERROR = 0.03  # of the estimated accuracy, mean absolute, where its assumptions hold
-
-IMAGES = ("embedding", "confidence", "margin", "unknown", "brightness", "contrast", "sharpness", "size")
 
 Facts = dict[str, Any]
 Tell = Callable[[str], None]
@@ -306,7 +305,7 @@ def _thumbnails(images: Pixels, random: np.random.Generator) -> Pixels:
 
 def scenarios(world: World) -> list[Scenario]:
     """All that is tried."""
-    of_images = tuple(f"drift.{test}." for test in IMAGES)
+    of_images = tuple(f"drift.{test}." for test in OF_IMAGES)
     found = [
         Scenario(
             kind=name,
