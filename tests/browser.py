@@ -43,11 +43,13 @@ class Page:
 
     def __init__(self, socket: Any) -> None:
         self.problems: list[str] = []
+        self._loaded: set[str] = set()
         self._socket, self._numbers, self._session = socket, itertools.count(1), ""
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        self.call("Page.setLifecycleEventsEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> Any:
         """One command of the protocol, and its answer."""
@@ -63,7 +65,9 @@ class Page:
 
     def _note(self, event: Any) -> None:
         method, told = event.get("method"), event.get("params", {})
-        if method == "Runtime.exceptionThrown":
+        if method == "Page.lifecycleEvent" and told["name"] == "load":
+            self._loaded.add(told["loaderId"])
+        elif method == "Runtime.exceptionThrown":
             details = told["exceptionDetails"]
             self.problems.append(str(details.get("exception", {}).get("description", details["text"])))
         elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
@@ -79,8 +83,13 @@ class Page:
 
     def open(self, url: str) -> None:
         """Go to an address; its files are there afterwards, and its scripts have begun."""
-        self.call("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
+        loader = self.call("Page.navigate", url=url)["loaderId"]
+        while loader not in self._loaded:  # asking the page itself could meet the old one, on its way out
+            self._note(json.loads(self._socket.recv(60)))
+
+    def reload(self) -> None:
+        """The same address once more; as `open`."""
+        self.open(self.run("location.href"))
 
     def run(self, script: str) -> Any:
         """The value of an expression of JavaScript; a promise is waited for."""

@@ -220,7 +220,7 @@ def test_traffic_on_the_page_is_what_the_counters_gained(site: Server, page: Pag
             float(value) for value in re.findall(r'^lifelist_requests_total\{.*code="200".*\} (\S+)$', text, re.M)
         )
 
-    page.run("location.reload()")
+    page.reload()
     page.wait("document.querySelector('#traffic-now strong')?.innerText === '–'")
     before = counted()
     with httpx.Client(base_url=site.url, trust_env=False) as http:
