@@ -33,6 +33,7 @@ gate = []  # how well it learns is measured elsewhere
 [training]
 flip = false
 epochs = {epochs}
+image_size = {image_size}
 """
 KNOWN = 10  # of the classes of `turned-digits`: those that are upright
 CLIENTS = {"peak": 32, "half": 64}  # as many that their rests, and not the answers, decide when they ask
@@ -55,6 +56,7 @@ class Asked:
     epochs: int = 6  # of the increment
     classes: int = 10  # new ones
     images: int = 50  # at most, with which a class is enrolled
+    image_size: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def measure(asked: Asked, tell: Tell) -> dict[str, Any]:
     sent = images[next(iter(images))][0]
     with (
         tempfile.TemporaryDirectory() as folder,
-        _served(Path(folder), asked.epochs, tell) as url,
+        _served(Path(folder), asked, tell) as url,
         Client(url, timeout_s=120) as client,
     ):
         peak = _load(url, sent, asked.peak_seconds).requests_per_second
@@ -109,10 +111,10 @@ def figures(peak: float, waits: Sequence[float], rounds: Sequence[Round]) -> dic
 
 
 @contextlib.contextmanager
-def _served(folder: Path, epochs: int, tell: Tell) -> Iterator[str]:
+def _served(folder: Path, asked: Asked, tell: Tell) -> Iterator[str]:
     """The URL of a server whose live version was trained on the digits."""
     settings, home, port = folder / "lifelist.toml", folder / "home", contenders.free_port()
-    settings.write_text(SETTINGS.format(epochs=epochs))
+    settings.write_text(SETTINGS.format(epochs=asked.epochs, image_size=asked.image_size))
     lifelist = [sys.executable, "-m", "lifelist.deploy.cli", "--config", str(settings)]
     tell("a base of the digits, to be served")
     done = subprocess.run([*lifelist, "base", "digits", "--home", str(home)], capture_output=True, text=True)

@@ -6,6 +6,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import anyio
 import swagger_ui_bundle
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.openapi.utils import get_openapi
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lifelist.client.answers import (
     Alive,
@@ -86,9 +88,31 @@ def app(catalog: Catalog) -> FastAPI:
         dependencies=[Depends(known_parameters)],
         exception_handlers=HANDLERS,
     )
+    made.add_middleware(Heads)
     made.state.catalog = catalog
     made.include_router(routes)
     return made
+
+
+class Heads:
+    """ASGI middleware: HEAD is answered wherever GET is, by the same head and no body (RFC 9110 §9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def head_alone(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body"})
+                answering.cancel()  # a stream of events would be told to nobody
+
+        with anyio.CancelScope() as answering:
+            await self.app({**scope, "method": "GET"}, receive, head_alone)
 
 
 async def known_parameters(request: Request) -> None:

@@ -100,7 +100,7 @@ def http_as_json(request: Request, error: Exception) -> JSONResponse:
 
 def _methods(request: Request) -> list[str]:
     """Those that go with the path. The router itself names only what the first route of that path takes."""
-    scopes = {method: {**request.scope, "method": method} for method in METHODS}
+    scopes = {method: {**request.scope, "method": "GET" if method == "HEAD" else method} for method in METHODS}
     return [m for m in METHODS if any(route.matches(scopes[m])[0] is Match.FULL for route in request.app.routes)]
 
 

@@ -133,7 +133,7 @@ ROWS = [
           "the server is not called 'other.example:8000'; call it localhost, name that in serving.hosts, or present an "
           "API key (lifelist keys add)", {"headers": {"Host": "other.example:8000"}})
       for method, path in (("POST", "/v1/classify"), ("GET", "/v1/quality"))],
-    Bad("wrong method", "DELETE", "/v1/classes", 405, "DELETE does not go with /v1/classes; allowed: GET"),
+    Bad("wrong method", "DELETE", "/v1/classes", 405, "DELETE does not go with /v1/classes; allowed: GET, HEAD"),
     Bad("wrong method", "PATCH", "/v1/rollback", 405, "PATCH does not go with /v1/rollback; allowed: POST"),
     Bad("method that HTTP does not know", "FOO", "/v1/classes", 400,
         "the request cannot be read: its method, its path or a header is none that HTTP knows"),
@@ -325,7 +325,7 @@ ROWS = [
         {"json": {"retired": True, "expected_version": 4711}}),
     Bad("JSON with another content type", "PATCH", "/v1/classes/0", 415,
         "send Content-Type: application/json; not text/plain", of_type("text/plain", b'{"retired": true}')),
-    Bad("wrong method", "POST", "/v1/classes/0", 405, "POST does not go with /v1/classes/0; allowed: GET, PATCH"),
+    Bad("wrong method", "POST", "/v1/classes/0", 405, "POST does not go with /v1/classes/0; allowed: GET, HEAD, PATCH"),
     # increments
     Bad("not JSON", "POST", INCREMENTS, 400, "the body is not JSON: …", of_type("application/json", b"{classes: all}")),
     Bad("not UTF-8", "POST", INCREMENTS, 400, "the body is not JSON: it is not UTF-8",
@@ -378,8 +378,9 @@ ROWS = [
     Bad("JSON of 2 MiB", "POST", INCREMENTS, 413,
         "the body has … bytes or more; the limit is 1,048,576. Only POST /v1/examples takes as much",
         {"content": b'{"classes": ["' + b"w" * 2**21 + b'"]}', "headers": {"Content-Type": "application/json"}}),
-    Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405, "DELETE does not go with /v1/increments/1; allowed: GET"),
-    Bad("wrong method", "PUT", INCREMENTS, 405, "PUT does not go with /v1/increments; allowed: GET, POST"),
+    Bad("wrong method", "DELETE", f"{INCREMENTS}/1", 405,
+        "DELETE does not go with /v1/increments/1; allowed: GET, HEAD"),
+    Bad("wrong method", "PUT", INCREMENTS, 405, "PUT does not go with /v1/increments; allowed: GET, HEAD, POST"),
     Bad("events of an unknown increment", "GET", f"{INCREMENTS}/4711/events", 404, "no increment has id 4711"),
     Bad("Last-Event-ID that is no number", "GET", f"{INCREMENTS}/{{ended}}/events", 400,
         "Last-Event-ID should be the id of an event, a number from 0 on; not 'last'",

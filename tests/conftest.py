@@ -25,7 +25,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # first, then others of few but long tests: both processes end at about the same time.
 SHARING = ("auth", "bad_requests", "classes_live", "client", "fuzz", "limits", "oip_clients", "serve", "soak")
 LONG = (
-    *("workers", "faults_ray", "streaming", "demo", "bench_serving", "fallen", "faults_workers", "bench_stages"),
+    *("workers", "faults_ray", "streaming", "demo", "bench_serving", "fallen", "bench_stages"),
     *("bench_accuracy", "readme", "faults", "sidecar", "bench_training"),
 )
 

@@ -213,7 +213,7 @@ def test_learning_beside_serving_is_in_the_line_and_on_the_page() -> None:
 @pytest.mark.timeout(600)  # a base, a server and two increments: less than a minute on quiet cores
 def test_a_server_is_measured_while_it_learns() -> None:
     said: list[str] = []
-    asked = beside.Asked(repeats=1, seconds=2, peak_seconds=2, epochs=1, classes=2, images=9)
+    asked = beside.Asked(repeats=1, seconds=2, peak_seconds=2, epochs=1, classes=2, images=9, image_size=8)
     found = beside.measure(asked, said.append)
     (one,) = found["rounds"]
     assert one["idle"]["errors"] == one["training"]["errors"] == 0

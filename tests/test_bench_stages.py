@@ -15,7 +15,7 @@ TENSOR, PNG = (case for case in stages.CASES if case.model == "resnet32")
 
 @needs_wrk
 def test_the_stages_of_a_query_add_up_to_its_latency() -> None:
-    asked = stages.Asked(cases=[TENSOR, PNG], clients=[1, 8], repeats=1, seconds=2, idle_s=1, settle_s=0)
+    asked = stages.Asked(cases=[TENSOR, PNG], clients=[1, 8], repeats=1, seconds=1, idle_s=1, settle_s=0)
     facts = stages.measure(asked, print)
     assert [(cell["case"], cell["clients"]) for cell in facts["cells"]] == [
         (case.name, clients) for case in (TENSOR, PNG) for clients in (1, 8)

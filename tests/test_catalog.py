@@ -129,7 +129,14 @@ def test_what_is_not_there_is_refused_in_json(registry: Registry, method: str, p
     assert answer.status_code == status
     assert list(answer.json()) == ["error"]
     if status == 405:
-        assert answer.headers["allow"] == "GET"
+        assert answer.headers["allow"] == "GET, HEAD"
+
+
+@pytest.mark.parametrize("path", ["/v1/health/live", "/v1/classes", "/metrics", "/docs", "/docs/swagger-ui.css", "/x"])
+def test_head_is_answered_as_get_is_without_the_body(registry: Registry, path: str) -> None:
+    whole, head = get(registry, path), get(registry, path, "HEAD")
+    assert (head.status_code, dict(head.headers), head.content) == (whole.status_code, dict(whole.headers), b"")
+    assert int(head.headers["content-length"]) == len(whole.content) > 0
 
 
 def test_the_documentation_needs_no_internet(registry: Registry) -> None:

@@ -19,7 +19,7 @@ from lifelist.deploy import ground
 from lifelist.deploy.store import Store
 from lifelist.deploy.workshop import open_workshop
 
-EPOCHS = 24  # of some tenths of a second each: time enough to be killed in
+EPOCHS = 18  # of some tenths of a second each: time enough to be killed in
 
 
 def prepare(home: Path) -> None:

@@ -351,6 +351,15 @@ def test_cancelling_ends_what_is_queued_and_answers_202(client: Client, http: ht
     assert client.cancel(1)["state"] == "cancelled"
 
 
+def test_head_of_events_has_an_end_though_they_have_none_yet(client: Client, http: httpx.Client) -> None:
+    client.add_examples("wren", files(3, 5))
+    client.start_increment()
+    for _ in range(3):  # on one connection
+        head = http.head("/v1/increments/1/events")
+        assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert head.content == b""
+
+
 def test_events_come_as_they_happen_and_end_with_the_increment(client: Client, server: Server) -> None:
     client.add_examples("wren", files(3, 12))
     client.start_increment()

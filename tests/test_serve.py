@@ -73,6 +73,9 @@ def test_every_route_works_through_haproxy(server: Server) -> None:
         assert len(http.post("/v1/classify", files=many).json()["images"]) == 2
         for path in ("/v1/classes", "/v1/versions", "/v1/versions/1", "/v1/health/live", "/v1/health/ready", "/docs"):
             assert http.get(path).status_code == 200
+            assert (head := http.head(path)).status_code == 200
+            assert int(head.headers["content-length"]) > 0 == len(head.content)
+        assert http.head("/v1/classify").status_code == 405
         assert "/v1/classify" in http.get("/openapi.json").json()["paths"]
 
 
