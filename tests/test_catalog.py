@@ -139,6 +139,24 @@ def test_head_is_answered_as_get_is_without_the_body(registry: Registry, path: s
     assert int(head.headers["content-length"]) == len(whole.content) > 0
 
 
+def test_head_ends_a_stream_that_has_no_end() -> None:
+    sent: list[Any] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await asyncio.sleep(0.001)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asked = catalog.Heads(endless)({"type": "http", "method": "HEAD"}, send, send)
+    asyncio.run(asyncio.wait_for(asked, 5))
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert "body" not in sent[1]
+
+
 def test_the_documentation_needs_no_internet(registry: Registry) -> None:
     page = get(registry, "/docs").text
     assert not re.search(r"https?://|//[a-z]", page)
