@@ -25,6 +25,7 @@ from lifelist.exporter.manifest import Manifest
 from lifelist.exporter.registry import Registry, Remembering
 from lifelist.monitoring import classes, feedback, notices, quality, tables, times
 from lifelist.monitoring.figures import DAY, NONE, Figure
+from lifelist.monitoring.intervals import Bounded, Share
 from lifelist.monitoring.options import KINDS
 from lifelist.serving.metrics import OTHER
 
@@ -44,6 +45,31 @@ def readable(found: Iterator[Metric]) -> list[Metric]:
     except sa.exc.SQLAlchemyError as error:
         log.warning("metrics.missed", extra={"facts": {"reason": str(error)}})
         return []
+
+
+_Row = tuple[list[str], float, Share | Bounded | None]  # values of labels, images, and what these say, if anything
+
+
+def _bounded(name: str, text: str, labels: Sequence[str], rows: Sequence[_Row]) -> Iterator[Metric]:
+    """A ratio, both ends of its interval, and the images that it rests on."""
+    ratio, lower, upper = (
+        GaugeMetricFamily(f"{name}{part}_ratio", told, labels=labels)
+        for part, told in (
+            ("", f"{text}."),
+            ("_lower", "Lower end of its 95 % interval."),
+            ("_upper", "Upper end of its 95 % interval."),
+        )
+    )
+    images = GaugeMetricFamily(f"{name}_images", "Images that the ratio rests on.", labels=labels)
+    for known, count, found in rows:
+        images.add_metric(known, count)
+        if found is None or found.ratio is None:
+            continue
+        assert found.low is not None
+        assert found.high is not None
+        for family, value in ((ratio, found.ratio), (lower, found.low), (upper, found.high)):
+            family.add_metric(known, value)
+    yield from (ratio, lower, upper, images)
 
 
 class Quality(Collector):
@@ -161,41 +187,20 @@ class Quality(Collector):
     def _shares(
         self, name: str, text: str, labels: Sequence[str], found: Sequence[tuple[list[str], Figure]]
     ) -> Iterator[Metric]:
-        """A share, both ends of its interval, the images that it rests on; found: (values of labels, figure)."""
-        ratio, lower, upper = (
-            GaugeMetricFamily(f"{name}{part}_ratio", told, labels=labels)
-            for part, told in (
-                ("", f"{text}."),
-                ("_lower", "Lower end of its 95 % interval."),
-                ("_upper", "Upper end of its 95 % interval."),
-            )
-        )
-        images = GaugeMetricFamily(f"{name}_images", "Images that the ratio rests on.", labels=labels)
-        for known, figure in found:
-            images.add_metric(known, figure.images)
-            share = quality.share(figure, self.registry)
-            if figure.group == "unseen" or share.ratio is None:  # those no version could have got right
-                continue
-            assert share.low is not None
-            assert share.high is not None
-            for family, value in ((ratio, share.ratio), (lower, share.low), (upper, share.high)):
-                family.add_metric(known, value)
-        yield from (ratio, lower, upper, images)
+        rows: list[_Row] = []
+        for known, figure in found:  # unseen: those that no version could have got right
+            share = None if figure.group == "unseen" else quality.share(figure, self.registry)
+            rows.append((known, figure.images, share))
+        yield from _bounded(name, text, labels, rows)
 
     def _probes(self, live: Manifest) -> Iterator[Metric]:
         found = classes.probes(self.store, self.registry, live)
-        forgetting = GaugeMetricFamily(
-            "lifelist_forgetting_ratio", "Mean over old classes of the best recall in probes less the present one."
-        )
-        if found.forgotten is not None:
-            forgetting.add_metric([], found.forgotten)
-        yield forgetting
-        bias = GaugeMetricFamily(
-            "lifelist_bias_ratio", "Answers of a group of classes in probes for each image of one.", labels=["group"]
-        )
-        for group, value in found.favoured.items():
-            bias.add_metric([group], value)
-        yield bias
+        forgotten: list[_Row] = [([], found.forgotten.total, found.forgotten)] if found.forgotten else []
+        text = "Mean over old classes of the best recall in probes less the present one"
+        yield from _bounded("lifelist_forgetting", text, (), forgotten)
+        favoured: list[_Row] = [([group], one.total, one) for group, one in found.favoured.items()]
+        text = "Answers of a group of classes in probes for each image of one"
+        yield from _bounded("lifelist_bias", text, ("group",), favoured)
         error = GaugeMetricFamily(
             "lifelist_calibration_error_ratio", "Expected calibration error of the live version on held-out images."
         )

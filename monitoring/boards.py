@@ -244,15 +244,24 @@ QUALITY: Rows = (
         (
             Panel(
                 "Forgetting",
-                "Mean over old classes of the best recall that a version had in probes, less that of the live one.",
+                "Mean over old classes of the best recall of any version in probes less that of the live one, with its "
+                "interval.",
                 "percentunit",
-                (Query("lifelist_forgetting_ratio", "{{instance}}"),),
+                (
+                    Query("lifelist_forgetting_ratio", "{{instance}}"),
+                    Query("lifelist_forgetting_lower_ratio", "{{instance}} low", band=True),
+                    Query("lifelist_forgetting_upper_ratio", "{{instance}} high", band=True),
+                ),
             ),
             Panel(
                 "Bias towards new classes",
-                "Answers of old and of new classes in probes for each gate image of one: 1 is fair.",
+                "Answers of old and of new classes in probes for each gate image of one, with its interval: 1 is fair.",
                 "none",
-                (Query("lifelist_bias_ratio", "{{group}}"),),
+                (
+                    Query("lifelist_bias_ratio", "{{group}}"),
+                    Query("lifelist_bias_lower_ratio", "{{group}} low", band=True),
+                    Query("lifelist_bias_upper_ratio", "{{group}} high", band=True),
+                ),
             ),
             Panel(
                 "Bias correction",

@@ -15,6 +15,7 @@ from lifelist.exporter.registry import Registry
 from lifelist.monitoring import feedback, tables, times
 from lifelist.monitoring.database import Database
 from lifelist.monitoring.figures import DAY, NONE, SUMS, Figure, Source, together
+from lifelist.monitoring.intervals import Bounded, Share
 
 LEAST = 2  # probed images of a class, to say that it was forgotten
 
@@ -82,8 +83,8 @@ def recall(
 class Probes:
     """What versions said to the gate images that each was probed with last."""
 
-    forgotten: float | None  # mean over old classes of the best recall so far less the present one, 0 … 1
-    favoured: dict[str, float]  # by group, old and new: images answered as one of its classes, for each that is of one
+    forgotten: Bounded | None  # mean over old classes of the best recall so far less the present one
+    favoured: dict[str, Bounded]  # by group, old and new: images answered as one of its classes, for each of one
 
 
 def probes(database: Database, registry: Registry, live: Manifest) -> Probes:
@@ -113,13 +114,17 @@ def probes(database: Database, registry: Registry, live: Manifest) -> Probes:
     old = [k for k, count in shown[live.version].items() if k not in live.newest and count >= LEAST]
     lost = []
     for class_id in old:
-        of_each = {v: right[v][class_id] / shown[v][class_id] for v in shown if shown[v][class_id] >= LEAST}
+        of_each = {v: Share.of(right[v][class_id], shown[v][class_id]) for v in shown if shown[v][class_id] >= LEAST}
         now = of_each.pop(live.version)
         if of_each:
-            lost.append(max(0.0, max(of_each.values()) - now))
-    names = {"new": True, "old": False}
-    favoured = {name: answers[new] / truths[new] for name, new in names.items() if truths[new]} if live.newest else {}
-    return Probes(sum(lost) / len(lost) if lost else None, favoured)
+            lost.append((max(of_each.values(), key=lambda share: share.ratio or 0.0), now))
+    names, every = {"new": True, "old": False}, truths.total()
+    favoured = {
+        name: Bounded.of_share(Share.of(answers[new], every), truths[new] / every)
+        for name, new in names.items()
+        if live.newest and truths[new]
+    }
+    return Probes(Bounded.of_losses(lost) if lost else None, favoured)
 
 
 def _judges(registry: Registry, versions: set[int]) -> dict[int, feedback.Judge]:

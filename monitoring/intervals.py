@@ -1,6 +1,7 @@
 """How far a share that was counted may be from the true one. No figure of accuracy is shown without its interval."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -75,3 +76,39 @@ class Change:
         low = difference - math.hypot(now.ratio - now.low, before.high - before.ratio)
         high = difference + math.hypot(now.high - now.ratio, before.ratio - before.low)
         return cls(difference, max(-1.0, low), min(1.0, high), int(now.total))
+
+
+@dataclass(frozen=True, slots=True)
+class Bounded:
+    """A ratio that may be above 1, with its 95 % interval and the images that it rests on."""
+
+    ratio: float
+    low: float
+    high: float
+    total: float
+
+    @classmethod
+    def of_losses(cls, classes: Sequence[tuple[Share, Share]]) -> Self:
+        """The mean over classes, at least one, of what each lost: its share before less that now, 0 if it gained.
+
+        The interval is that of the difference between both means of shares, gains as they are: classes which only seem
+        to have lost do not add up to a loss. It is rather wide: images are taken for drawn from all classes together.
+        """
+        ratios = [(before.ratio or 0.0, now.ratio or 0.0) for before, now in classes]
+        means = (
+            Share.of_weights(sum(of_class), len(classes), sum(1 / share.total for share in shares))
+            for of_class, shares in zip(zip(*ratios, strict=True), zip(*classes, strict=True), strict=True)
+        )
+        change = Change.between(*means)
+        assert change is not None
+        ratio = sum(max(0.0, before - now) for before, now in ratios) / len(classes)
+        low, high = max(0.0, -change.high), max(ratio, -change.low)
+        return cls(ratio, min(ratio, low), high, sum(now.total for _, now in classes))
+
+    @classmethod
+    def of_share(cls, share: Share, of: float) -> Self:
+        """A share of some images as a multiple of another, `of`, which is known."""
+        assert share.ratio is not None
+        assert share.low is not None
+        assert share.high is not None
+        return cls(share.ratio / of, share.low / of, share.high / of, share.total)

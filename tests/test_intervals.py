@@ -1,10 +1,12 @@
 """Shares and their intervals: beside scipy's, and how often they hold the true share."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from lifelist.monitoring.intervals import Change, Share
+from lifelist.monitoring.intervals import Bounded, Change, Share
 
 
 @pytest.mark.parametrize(("right", "total"), [(0, 1), (1, 1), (0, 20), (7, 20), (20, 20), (941, 1000)])
@@ -83,3 +85,37 @@ def test_few_images_that_all_stay_right_are_no_certainty() -> None:
     many = Change.of(0, 0, 5000)
     assert -0.001 < many.low < many.high < 0.001
     assert Change.of(3, 9, 100).difference == pytest.approx(-0.06)
+
+
+@pytest.mark.parametrize("images", [2, 5, 40])
+def test_the_mean_loss_of_classes_is_within_its_interval_at_least_nineteen_times_of_twenty(images: int) -> None:
+    random = np.random.default_rng(0)
+    before, now = np.linspace(0.6, 0.95, 12), np.linspace(0.5, 0.75, 12)
+    counts = np.array([images, 2 * images] * 6)
+    true = float(np.mean(before - now))
+    held = 0
+    for _ in range(2000):
+        found = Bounded.of_losses(shares(counts, random.binomial(counts, before), random.binomial(counts, now)))
+        held += found.low <= true <= found.high
+        assert found.low <= found.ratio <= found.high
+        assert found.total == counts.sum()
+    assert 0.94 < held / 2000 < 0.99
+
+
+def test_classes_that_differ_by_chance_do_not_add_up_to_a_loss() -> None:
+    random, counts = np.random.default_rng(0), np.full(30, 10)
+    both = [Bounded.of_losses(shares(counts, *random.binomial(10, 0.8, (2, 30)))) for _ in range(2000)]
+    assert np.mean([found.ratio > 0.03 for found in both]) > 0.95  # gains count 0: the mean alone says little
+    assert np.mean([found.low > 0 for found in both]) < 0.03
+
+
+def shares(counts: Any, before: Any, now: Any) -> list[tuple[Share, Share]]:
+    rows = zip(counts.tolist(), before.tolist(), now.tolist(), strict=True)
+    return [(Share.of(first, total), Share.of(second, total)) for total, first, second in rows]
+
+
+def test_a_multiple_of_a_known_share_has_the_interval_of_the_share() -> None:
+    found, share = Bounded.of_share(Share.of(6, 19), 3 / 19), Share.of(6, 19)
+    assert found.ratio == pytest.approx(2)
+    assert share.low is not None
+    assert (found.low, found.total) == (pytest.approx(share.low * 19 / 3), 19)

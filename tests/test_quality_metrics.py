@@ -152,6 +152,12 @@ def test_forgetting_is_the_mean_loss_of_old_classes_against_their_best_version(
     assert values(page, "lifelist_forgetting_ratio") == {(): pytest.approx((0.5 + 0.25 + 0 + 0) / 4)}  # 3 got better: 0
     # 19 images, 3 of the new class; 6 are answered as it, 13 as old ones
     assert values(page, "lifelist_bias_ratio") == {("new",): pytest.approx(6 / 3), ("old",): pytest.approx(13 / 16)}
+    for name, images in (("forgetting", {(): 16}), ("bias", {("new",): 19, ("old",): 19})):
+        ratio, low, high = (values(page, f"lifelist_{name}{end}_ratio") for end in ("", "_lower", "_upper"))
+        assert values(page, f"lifelist_{name}_images") == images
+        assert set(ratio) == set(low) == set(high)
+        assert all(0 <= low[known] < ratio[known] < high[known] for known in ratio)
+    assert values(page, "lifelist_bias_lower_ratio")["new",] == pytest.approx(Share.of(6, 19).low * 19 / 3)
     assert values(page, "lifelist_last_probe_timestamp_seconds")[()] == pytest.approx(NOW, abs=0.01)
 
 

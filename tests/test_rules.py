@@ -84,7 +84,8 @@ CASES = {
         {"alarm": "accuracy.old"},
     ),
     "LifelistOldClassForgetting": Case(
-        {"lifelist_forgetting_ratio": flat(0.11)}, {"lifelist_forgetting_ratio": flat(0.09)}
+        {"lifelist_forgetting_ratio": flat(0.11), "lifelist_forgetting_lower_ratio": flat(0.01)},
+        {"lifelist_forgetting_ratio": flat(0.09), "lifelist_forgetting_lower_ratio": flat(0.01)},
     ),
     "LifelistNewClassUnderperforming": Case(
         accuracy("upper", "probe", 0.45, "new") | {LIVE: flat(1)},
@@ -92,8 +93,13 @@ CASES = {
         {"group": "new", "source": "probe", "version": "7"},
     ),
     "LifelistBiasTowardNewClasses": Case(
-        {'lifelist_bias_ratio{group="new"}': flat(1.6)},
-        {'lifelist_bias_ratio{group="new"}': flat(1.4), 'lifelist_bias_ratio{group="old"}': flat(1.6)},
+        {'lifelist_bias_ratio{group="new"}': flat(1.6), 'lifelist_bias_lower_ratio{group="new"}': flat(1.1)},
+        {
+            'lifelist_bias_ratio{group="new"}': flat(1.6),
+            'lifelist_bias_lower_ratio{group="new"}': flat(0.9),  # it may be chance
+            'lifelist_bias_ratio{group="old"}': flat(1.6),
+            'lifelist_bias_lower_ratio{group="old"}': flat(1.1),
+        },
         {"group": "new"},
     ),
     "LifelistEstimatedAccuracyLow": Case(
