@@ -63,18 +63,17 @@ def queue(settings: Settings, workshop: Workshop) -> Queue:
 
 
 def start(settings: Settings, workshop: Workshop) -> None:
-    """Watch and act from now on, in threads that end with the process. Nothing happens if the settings say so."""
+    """Watch and act from now on, in threads that end with the process."""
     looks: dict[str, tuple[Callable[[float], object], float]] = {}
-    if settings.monitoring.enabled:
-        looks["watch"] = _watching(settings, workshop), settings.monitoring.every_s
+    looks["watch"] = watching(settings, workshop), settings.monitoring.every_s
     if settings.webhooks:
         looks["webhooks"] = Post(workshop.store, settings.webhooks, settings.url).look, POST_EVERY_S
     for name, (look, every_s) in looks.items():
         threading.Thread(target=_again_and_again, args=(name, look, every_s), name=name, daemon=True).start()
 
 
-def _watching(settings: Settings, workshop: Workshop) -> Callable[[float], None]:
-    """What is done at each look. A watcher is made at the first, which may be before its database can be read."""
+def watching(settings: Settings, workshop: Workshop) -> Callable[[float], None]:
+    """What is done at each look; it is given the Unix time. It can be made before the database can be read."""
     watcher: Watcher | None = None
     starter = triggers.Starter(workshop)
 

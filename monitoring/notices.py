@@ -123,7 +123,7 @@ class Alarms:
         name: str,
         wrong: bool,
         message: str,
-        version: int,
+        version: int | None,
         raise_after: int = 1,
         clear_after: int = 1,
         **data: Any,
@@ -151,3 +151,8 @@ class Alarms:
         """Of this version nothing can be said: if the alarm was raised, of another one, it is over."""
         if name in self._known and self._known[name].state == "raised":
             self.look(name, False, f"version {version} has nothing to test it by", version)
+
+    def end(self, message: str) -> None:
+        """All alarms that are raised are over; message: why."""
+        for name in [one.name for one in self._known.values() if one.state == "raised"]:
+            self.look(name, False, message, None)

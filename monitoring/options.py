@@ -28,7 +28,7 @@ class MonitoringOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    enabled: bool = Field(default=True, description="watch the answers: probes, estimated accuracy, drift")
+    enabled: bool = Field(default=True, description="watch the answers: probes, estimated accuracy, drift, rollback")
     every_s: float = Field(default=5, gt=0, le=DAY_S, description="seconds between looks at what was answered")
     probe_every_s: float = Field(
         default=300, ge=0, le=DAY_S, description="seconds between probes; 0: only after a swap"

@@ -116,16 +116,13 @@ class Watcher:
         self.swaps_to = functools.lru_cache(1)(lambda live: fallen.swaps(registry))  # it reads all that was ever live
 
     def look(self, at: float) -> None:
-        """One look; at: now, a Unix time."""
+        """One look; at: now, a Unix time. Unless answers are to be watched it tells of swaps, and tidies up, alone."""
         self.losses.tell()  # first: while nothing can be written, replicas keep what they saw
         self._follow(at)
-        self._observe(at)
-        if self._is_due(at):
-            self.probe(at)
-        if _have_passed(JUDGE_EVERY_S, self._judged_at, at):
-            self._judged_at = at
-            judged = [self.labels.fallen(swap, self.options.loss, at) for swap in self._swaps(at)]
-            self._act([self._owed, *judged])
+        if self.options.enabled:
+            self._watch(at)
+        else:
+            self.alarms.end("nobody looks any more: monitoring.enabled is off")
         if _have_passed(COMPACT_EVERY_S, self._compacted_at, at):
             self._compacted_at = at
             feedback.compact(self.database, self.registry, self.options.label_days, at)
@@ -133,6 +130,15 @@ class Watcher:
             unknowns.compact(self.database, at)
             if self.queue is not None:
                 self.queue.compact(at)
+
+    def _watch(self, at: float) -> None:
+        self._observe(at)
+        if self._is_due(at):
+            self.probe(at)
+        if _have_passed(JUDGE_EVERY_S, self._judged_at, at):
+            self._judged_at = at
+            judged = [self.labels.fallen(swap, self.options.loss, at) for swap in self._swaps(at)]
+            self._act([self._owed, *judged])
 
     def _observe(self, at: float) -> None:
         """Look at what was answered. What has been taken from the replicas and cannot be kept is lost, and counted."""

@@ -12,7 +12,7 @@ from parts_operator import files, serving
 from parts_rollout import add, prepared
 
 from lifelist import Client
-from lifelist.deploy import cli_quality, examples, rollout, tables, triggers, verdicts
+from lifelist.deploy import cli_quality, examples, rollout, tables, triggers, verdicts, watch
 from lifelist.deploy.cli import main
 from lifelist.deploy.settings import GateCheck
 from lifelist.deploy.sources import load
@@ -21,7 +21,7 @@ from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import BadSetting
 from lifelist.monitoring import notices, times, unknowns
 from lifelist.monitoring.figures import DAY, HOUR
-from lifelist.monitoring.options import TriggerOptions
+from lifelist.monitoring.options import MonitoringOptions, TriggerOptions
 from lifelist.monitoring.unknowns import Stretch
 
 NOON = 1_800_000_000.0 - 1_800_000_000.0 % DAY + 12 * HOUR
@@ -135,6 +135,19 @@ def test_enough_images_start_one_increment_which_says_so(tmp_path: Path) -> None
     assert rollout.carry_all(workshop)[-1].state == "done"
     assert not starter.look(time.time() + 2000).because
     assert len(workshop.store.rollouts()) == 2
+
+
+def test_triggers_and_verdicts_do_not_hang_on_whether_answers_are_watched(tmp_path: Path) -> None:
+    given = {"triggers": options(pending_images=10, min_distance_h=0), "monitoring": MonitoringOptions(enabled=False)}
+    workshop = prepared(tmp_path, **given)
+    look = watch.watching(workshop.settings, workshop)
+    look(time.time())
+    add(workshop, ["blue"], count=20)
+    look(time.time() + 120)
+    assert [started.class_ids for started in workshop.store.open_rollouts()] == [(3,)]
+    rollout.carry_all(workshop)
+    look(time.time() + 240)
+    assert [notice.kind for notice in notices.told(workshop.store)][:3] == ["swap", "gate", "trigger"]
 
 
 def test_a_clock_that_is_set_back_holds_up_no_trigger(tmp_path: Path) -> None:

@@ -137,6 +137,21 @@ def test_a_probe_asks_about_gate_images_at_the_start_then_every_few_minutes_and_
     assert raised(world) == []
 
 
+def test_where_answers_are_not_watched_alarms_end_and_swaps_are_told_all_the_same(world: World) -> None:
+    world.down = True
+    watcher(world).look(NOON)
+    assert raised(world) == ["probe.failed"]
+    add(world.workshop, ["blue"], count=100)
+    assert enrol.enrol(world.workshop) is not None
+    looks = watcher(world, enabled=False)
+    looks.look(NOON + 1)
+    looks.look(NOON + 1000)
+    assert raised(world) == []
+    assert told(world) == [("alarm", 1), ("swap", 2), ("cleared", None)]
+    assert notices.alarms(world.workshop.store)[0].message == "nobody looks any more: monitoring.enabled is off"
+    assert of_probes(world) == {}
+
+
 def broken(workshop: Workshop, live: Manifest) -> Manifest:
     """A version that takes one class for the other: the mean of the first lies on the other side."""
     loaded = session.load(workshop.registry, live.version)
