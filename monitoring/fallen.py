@@ -18,7 +18,7 @@ from lifelist.exporter.registry import Ref, Registry
 from lifelist.exporter.session import MODEL
 from lifelist.monitoring import feedback, probe, times
 from lifelist.monitoring.database import Database
-from lifelist.monitoring.intervals import Change, Share
+from lifelist.monitoring.intervals import Change, Share, points
 
 SOURCES: tuple[Literal["audit", "feedback"], ...] = ("audit", "feedback")  # the fairer first
 LEAST = 100  # labels on each side, of the audit or of all, to judge by
@@ -49,8 +49,8 @@ class Fallen:
         live, before, images = self.swap.version.version, self.swap.before.version, self.change.total
         of = {"probe": "the same gate images", "audit": "audited answers", "feedback": "labelled answers"}[self.source]
         return (
-            f"version {live} is right on {-self.change.difference:.1%} less than version {before} "
-            f"({-self.change.high:.1%} to {-self.change.low:.1%}), by {images} of {of}"
+            f"version {live} is right {points(-self.change.difference)} points less often than version {before} "
+            f"({points(-self.change.high)} to {points(-self.change.low)}), by {images} of {of}"
         )
 
 

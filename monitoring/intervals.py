@@ -8,6 +8,11 @@ from typing import Self
 Z = 1.959964  # of 95 %, two-sided
 
 
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points: of 80 % to 60 %, 20.0, which is no loss of 20 % of what was."""
+    return f"{100 * difference:.1f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """A share with its 95 % interval, all in 0 … 1, and what it rests on. None: nothing was counted."""

@@ -26,7 +26,7 @@ from lifelist.monitoring.database import Database, put
 from lifelist.monitoring.drift import Past
 from lifelist.monitoring.fallen import Fallen
 from lifelist.monitoring.figures import HOUR, MINUTE, stretch
-from lifelist.monitoring.intervals import Share
+from lifelist.monitoring.intervals import Share, points
 from lifelist.monitoring.options import MonitoringOptions
 from lifelist.monitoring.probe import GateImage, Probed
 from lifelist.monitoring.review import Queue
@@ -355,8 +355,9 @@ class Watcher:
             self.alarms.look(
                 "accuracy.old",
                 worst.high < -self.options.loss,
-                f"version {live.version} is right on {-worst.difference:.1%} less of {worst.total} gate images of "
-                f"classes that version {before.version} knew ({-worst.high:.1%} to {-worst.low:.1%})",
+                f"version {live.version} is right {points(-worst.difference)} points less often than version "
+                f"{before.version}, by {worst.total} gate images of classes that version {before.version} knew "
+                f"({points(-worst.high)} to {points(-worst.low)})",
                 live.version,
                 before=before.version,
                 change=worst.difference,

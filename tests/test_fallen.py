@@ -84,6 +84,8 @@ def test_a_version_that_a_probe_finds_worse_is_rolled_back_and_says_so(world: Ac
     assert notice.data["before"] == 1
     assert notice.data["high"] < -0.02
     assert "version 1 is live again, by itself" in notice.message
+    lost = f"right {-100 * notice.data['change']:.1f} points less often than version 1"
+    assert lost in notice.message  # a loss of 20 % could be one of 80 % to 64 %, too
     looks.look(time.time())
     assert live(world) == 1  # and what was before is not rolled back in turn
 

@@ -175,6 +175,8 @@ def test_a_version_that_harms_old_classes_is_named_by_the_first_probe(world: Wor
     alarm = next(one for one in notices.told(workshop.store) if one.data.get("alarm") == "accuracy.old")
     assert alarm.version == bad.version
     assert alarm.data["before"] == live.version
+    lost = f"right {-100 * alarm.data['change']:.1f} points less often than version 1"
+    assert lost in alarm.message
     assert "of classes that version 1 knew" in alarm.message
     workshop.swap(live.version, 2)
     looks.look(NOON + 20)
