@@ -135,11 +135,11 @@ def _is_quiet(hours: str, at: float) -> bool:
 def unknown_since(stretches: Sequence[Stretch], level: float, at: float) -> float | None:
     """Since when the share of unknown answers has been above a level; None if it is not now.
 
-    stretches: in order. One with too few answers says nothing; an hour without any is an end.
+    stretches: in order. One that is not over yet, or has too few answers, says nothing; an hour without any is an end.
     """
     since, last = None, None
     for one in stretches:
-        if one.at > at or one.images < LEAST_ANSWERS:
+        if one.at + STRETCH > at or one.images < LEAST_ANSWERS:
             continue
         above = one.unknown > level * one.images
         since = None if not above else one.at if since is None or (last is not None and one.at - last > HOUR) else since

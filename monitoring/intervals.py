@@ -15,7 +15,10 @@ def points(difference: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share with its 95 % interval, all in 0 … 1, and what it rests on. None: nothing was counted."""
+    """A share with its 95 % interval, or that of another z, all in 0 … 1, and what it rests on.
+
+    None: nothing was counted.
+    """
 
     ratio: float | None
     low: float | None
@@ -23,17 +26,17 @@ class Share:
     total: float  # images that it rests on; weighted ones count as what they are worth (`of_weights`)
 
     @classmethod
-    def of(cls, right: float, total: float) -> Self:
+    def of(cls, right: float, total: float, z: float = Z) -> Self:
         """`right` of `total`, by Wilson's interval (JASA 1927), which is sound for few images and shares near 1."""
         if total <= 0:
             return cls(None, None, None, 0)
         ratio = min(1.0, right / total)
-        middle = (ratio + Z * Z / (2 * total)) / (1 + Z * Z / total)
-        half = Z / (1 + Z * Z / total) * math.sqrt(ratio * (1 - ratio) / total + Z * Z / (4 * total * total))
+        middle = (ratio + z * z / (2 * total)) / (1 + z * z / total)
+        half = z / (1 + z * z / total) * math.sqrt(ratio * (1 - ratio) / total + z * z / (4 * total * total))
         return cls(ratio, min(ratio, max(0.0, middle - half)), max(ratio, min(1.0, middle + half)), total)
 
     @classmethod
-    def of_weights(cls, right: float, total: float, squares: float) -> Self:
+    def of_weights(cls, right: float, total: float, squares: float, z: float = Z) -> Self:
         """The share `right` of `total`, sums of weights; `squares`: of the squares of all of them.
 
         Images of different weights are worth total² / squares of equal ones (Kish, 1965).
@@ -41,7 +44,15 @@ class Share:
         if total <= 0:
             return cls(None, None, None, 0)
         worth = total * total / squares
-        return cls.of(right / total * worth, worth)
+        return cls.of(right / total * worth, worth, z)
+
+    @classmethod
+    def mean(cls, counts: Sequence[tuple[float, float]], z: float = Z) -> Self:
+        """The mean of the shares of several classes, (right, total) each, as if images were drawn from all of them.
+
+        That is a little wide, since of each class so many are asked about as there are.
+        """
+        return cls.of_weights(sum(r / n for r, n in counts), len(counts), sum(1 / n for _, n in counts), z)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +102,6 @@ class Bounded:
     low: float
     high: float
     total: float
-
-    @classmethod
-    def of_losses(cls, classes: Sequence[tuple[Share, Share]]) -> Self:
-        """The mean over classes, at least one, of what each lost: its share before less that now, 0 if it gained.
-
-        The interval is that of the difference between both means of shares, gains as they are: classes which only seem
-        to have lost do not add up to a loss. It is rather wide: images are taken for drawn from all classes together.
-        """
-        ratios = [(before.ratio or 0.0, now.ratio or 0.0) for before, now in classes]
-        means = (
-            Share.of_weights(sum(of_class), len(classes), sum(1 / share.total for share in shares))
-            for of_class, shares in zip(zip(*ratios, strict=True), zip(*classes, strict=True), strict=True)
-        )
-        change = Change.between(*means)
-        assert change is not None
-        ratio = sum(max(0.0, before - now) for before, now in ratios) / len(classes)
-        low, high = max(0.0, -change.high), max(ratio, -change.low)
-        return cls(ratio, min(ratio, low), high, sum(now.total for _, now in classes))
 
     @classmethod
     def of_share(cls, share: Share, of: float) -> Self:

@@ -100,7 +100,11 @@ def test_since_when_the_share_of_unknown_answers_is_above_the_level(
     rows: list[tuple[int, int, int]], since: int | None
 ) -> None:
     last = rows[-1][0] if rows else 0
-    assert triggers.unknown_since([Stretch(*row) for row in rows], 0.2, last + 60) == since
+    assert triggers.unknown_since([Stretch(*row) for row in rows], 0.2, last + 600) == since
+    assert (
+        triggers.unknown_since([*(Stretch(*row) for row in rows), Stretch(last + 600, 900, 0)], 0.2, last + 1199)
+        == since
+    )
     assert triggers.unknown_since([Stretch(*row) for row in rows], 0.2, last + 3 * HOUR) is None
 
 
