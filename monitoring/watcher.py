@@ -169,8 +169,8 @@ class Watcher:
                     self._past = _nothing()  # shares among other classes, or by another model, do not compare
             if now.generation > told:
                 came, went = len(named - named_before), len(named_before - named)
-                message = f"version {now.version} is live, after {then.version}: {came} classes more, {went} less"
-                facts = {"before": then.version, "generation": now.generation, "at": now.at}
+                message = f"version {now.version} is live, after {then.version}; classes new: {came}, gone: {went}"
+                facts = {"before": then.version, "generation": now.generation, "at": times.text(times.unix(now.at))}
                 notices.tell(self.database, "swap", message, now.version, **facts)
         self._live, self._probed_at = ref, 0.0  # a probe at once
         for key in [key for key in self._windows if key[0] != ref.version]:
