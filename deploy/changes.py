@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, TypedDict
 
 from lifelist.client.answers import ClassDetail, ClassEvent
-from lifelist.deploy import enrol, examples
+from lifelist.deploy import enrol, examples, withdrawn
 from lifelist.deploy.naming import Names, class_name, names
 from lifelist.deploy.records import now
 from lifelist.deploy.workshop import EVALUATION, Workshop
@@ -143,6 +143,8 @@ def _enrolled_again(workshop: Workshop, draft: Manifest, after: ClassEntry) -> t
     """The same for a class whose row is gone: it gets a mean of those of its images that are kept."""
     registry = workshop.registry
     rest = replace(draft, former=tuple(entry for entry in draft.former if entry.id != after.id))
+    with workshop.store.writing() as connection:  # marked, if a move to a version before it was stopped half-way
+        withdrawn.clear(connection, [after.id])
     if not (images := enrol.waiting_images(workshop, rest, rest).get(after.id)):
         raise Conflict(
             f"an increment has learned without class {after.name!r}, and no image of it to train on is kept; it can "

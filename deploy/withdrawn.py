@@ -34,7 +34,7 @@ def make_live(workshop: Workshop, version: int, expected: int | None = None) -> 
     if expected is not None and (before is None or before.generation != expected):
         raise Moved(f"live is at {before}, no longer at generation {expected}; decide again")
     if before is None or before.version != version:
-        earlier = () if before is None else workshop.registry.manifest(before.version).classes
+        earlier = () if before is None else workshop.registry.manifest(before.version).entries  # former ones too
         _mark(workshop.store, [entry.id for entry in earlier if entry.id not in known])
         workshop.swap(version, None if before is None else before.generation)
     with workshop.store.writing() as connection:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from parts_rollout import add, learn, pictures, prepared
 
-from lifelist.deploy import enrol, examples, rollout, withdrawn
+from lifelist.deploy import changes, enrol, examples, rollout, withdrawn
 from lifelist.deploy.workshop import Workshop
 from lifelist.exporter.errors import Conflict, Unavailable
 
@@ -88,6 +88,20 @@ def test_going_forward_to_a_version_that_knows_it_brings_it_back_for_good(worksh
     assert withdrawn.ids(workshop.store, None) == set()
 
 
+@pytest.mark.parametrize("said", [{"retired": True}, {"merged_into": 1}])
+def test_a_class_that_live_is_trained_without_is_not_brought_back_by_a_version_from_before_it(
+    said: changes.Wanted, workshop: Workshop
+) -> None:
+    changes.change(workshop, 3, said)
+    assert learn(workshop, "yellow").state == "done"
+    assert workshop.live is not None
+    assert [entry.name for entry in workshop.live.former] == ["blue"]
+    withdrawn.make_live(workshop, 1)
+    assert enrol.enrol(workshop) is None
+    assert known(workshop) == ["red", "green"]
+    assert waiting(workshop) == []
+
+
 def test_a_move_that_fails_withdraws_nothing(workshop: Workshop) -> None:
     def refuse(version: int, expected: int | None) -> None:
         raise Unavailable("no replica lives")
@@ -97,3 +111,15 @@ def test_a_move_that_fails_withdraws_nothing(workshop: Workshop) -> None:
     assert waiting(workshop) == ["blue"]
     assert learn(workshop, "yellow").state == "done"
     assert sorted(known(workshop)) == ["blue", "green", "red", "yellow"]
+
+
+def test_a_move_that_fails_leaves_a_former_class_that_can_be_restored(workshop: Workshop) -> None:
+    def refuse(version: int, expected: int | None) -> None:
+        raise Unavailable("no replica lives")
+
+    changes.change(workshop, 3, {"retired": True})
+    assert learn(workshop, "yellow").state == "done"
+    with pytest.raises(Unavailable):
+        withdrawn.make_live(replace(workshop, swap=refuse), 1)
+    changes.change(workshop, 3, {"retired": False})
+    assert known(workshop) == ["red", "green", "yellow", "blue"]
